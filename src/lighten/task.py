@@ -5,8 +5,8 @@ tensor, or a tuple of tensors for a model that takes several. Data sets are map-
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lighten.errors import TaskError
 from lighten.metric import ACCURACY, Metric, Scores, score
+from lighten.registry import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ def as_args(inputs: Any) -> tuple[Any, ...]:
 
 def batches(data: Dataset[Any], batch_size: int) -> Iterator[Any]:
     """Collated batches in order; the last one may be short."""
-    return iter(DataLoader(data, batch_size=batch_size))
+    # A generator of its own: DataLoader draws a number even without shuffling, and reading must not have side effects.
+    return iter(DataLoader(data, batch_size=batch_size, generator=torch.Generator()))
 
 
 def evaluate(run: Callable[..., Any], data: Dataset[Any], metric: Metric, batch_size: int) -> Scores:
@@ -81,12 +83,17 @@ def evaluate(run: Callable[..., Any], data: Dataset[Any], metric: Metric, batch_
 def load_task(spec: str, **options: Any) -> Task:
     """The built-in task of that name, or the Task in ``file.py[:name]`` (name defaults to ``task``).
 
-    A name may also hold a function without arguments that returns a Task.
+    A name may also hold a function without arguments that returns a Task. options are settings of a built-in task, for
+    example data="DIR"; one that is None is left at its default.
 
     Raises:
-        TaskError: no such task or file, the file raises, or it holds no Task under that name.
+        TaskError: no such task or file, the file raises, it holds no Task under that name, or the task lacks an option.
     """
     if ".py" in spec:
+        if given := [name for name, value in options.items() if value is not None]:
+            raise TaskError(
+                f"'{spec}' is a task file, which takes no options, but got {', '.join(given)}. Leave it out."
+            )
         return _load_from_file(spec)
     from lighten import tasks  # noqa: F401  enters the built-in tasks into the registry
     from lighten.registry import task as registry
@@ -97,9 +104,22 @@ def load_task(spec: str, **options: Any) -> Task:
             f"There is no built-in task '{spec}'. Built in: {', '.join(known)}. For your own: file.py[:name]."
         )
     entry = known[spec]
-    built = entry.function(entry.config(**options))
+    built = entry.function(configure(entry, options))
     assert isinstance(built, Task)
     return built
+
+
+def configure(entry: Entry[Any], options: Mapping[str, Any]) -> Any:
+    """The config of a built-in task from options; one that is None is left at its default.
+
+    Raises:
+        TaskError: the task has no such option.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    known = [field.name for field in fields(entry.config)]
+    if unknown := [name for name in given if name not in known]:
+        raise TaskError(f"Task '{entry.name}' has no option '{unknown[0]}'. Its options: {', '.join(known)}.")
+    return entry.config(**given)
 
 
 def _load_from_file(spec: str) -> Task:
