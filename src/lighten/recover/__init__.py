@@ -1,0 +1,1 @@
+"""Winning back accuracy after compression."""

@@ -1,0 +1,217 @@
+"""Fine-tuning: the one training loop of lighten, with knowledge distillation as an option.
+
+SGD with Nesterov momentum; the learning rate rises linearly and falls along half a cosine, step by step.
+Sources: Loshchilov & Hutter, "SGDR", arXiv:1608.03983, for the cosine; Goyal et al., arXiv:1706.02677, for the rise;
+Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, sec. 2, for distillation.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lighten.errors import ConfigError, TaskError
+from lighten.task import as_args
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig:
+    """lr: the peak of the schedule. warmup: share of the steps that lead up to it. seed: of shuffling and dropout.
+
+    weight_decay: on matrices and filters only. grad_clip: largest norm of a step's gradient, None = any.
+    distill_weight: share of the loss that is the distance to a teacher's logits, the rest is the task's own loss.
+    temperature: softens both sides of that distance.
+    """
+
+    epochs: int = 1
+    lr: float = 0.05
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    seed: int = 0
+    grad_clip: float | None = None
+    distill_weight: float = 0.0
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "lr": (0 < self.lr < math.inf, "above 0, for example 0.05"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1), for example 0.1"),
+            "momentum": (0 < self.momentum < 1, "in (0, 1), for example 0.9"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more, for example 5e-4"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "grad_clip": (self.grad_clip is None or self.grad_clip > 0, "above 0, or None for no limit"),
+            "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1], for example 0.5"),
+            "temperature": (0 < self.temperature < math.inf, "above 0, for example 4"),
+        }
+        for name, (fits, range_) in allowed.items():
+            if not fits:
+                raise ConfigError(f"{name}={getattr(self, name)} cannot be used for fine-tuning. Choose it {range_}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One finished training step: number step of n_steps (from 1), in epoch (from 1), its batch's loss and its lr."""
+
+    step: int
+    n_steps: int
+    epoch: int
+    loss: float
+    lr: float
+
+
+OnStep = Callable[[Step], None]
+OnEpoch = Callable[[int, nn.Module], None]
+
+
+def fine_tune(
+    model: nn.Module,
+    train: Dataset[Any],
+    loss: Callable[[Any, Any], Tensor],
+    config: FineTuneConfig,
+    *,
+    teacher: nn.Module | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> nn.Module:
+    """Train a copy of model on train and return it in eval mode.
+
+    model, teacher and the state of torch's random generators are left as they are; the seed alone decides the result.
+
+    train: map-style, of (inputs, target). A last batch that is short is left out of its epoch.
+    loss: (outputs, targets) -> scalar. teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
+    on_epoch: called with the number of finished epochs and the model in eval mode.
+
+    Raises:
+        ConfigError: the loss or the weights became NaN or infinite, nothing can be trained, or teacher and
+            distill_weight come one without the other.
+        TaskError: train is empty.
+    """
+    if (teacher is not None) != (config.distill_weight > 0):
+        given = "no teacher" if teacher is None else "a teacher"
+        raise ConfigError(
+            f"distill_weight={config.distill_weight} with {given}: distillation needs both. "
+            "Give teacher= and distill_weight in (0, 1], or neither."
+        )
+    loader = _loader(train, config)
+    n_steps = config.epochs * len(loader)
+    model = copy.deepcopy(model)
+    teacher = None if teacher is None else copy.deepcopy(teacher).eval()
+    optimizer = _optimizer(model, config)
+    with torch.random.fork_rng(), _denormals_flushed():
+        torch.manual_seed(config.seed)
+        step = 0
+        for epoch in range(1, config.epochs + 1):
+            model.train()
+            for inputs, targets in loader:
+                lr = learning_rate(step, n_steps, config)
+                step += 1
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                total = _loss(model, teacher, inputs, targets, loss, config)
+                if not math.isfinite(value := total.item()):
+                    raise ConfigError(_diverged(f"The loss is {value}", step, n_steps, config))
+                optimizer.zero_grad()
+                total.backward()
+                if config.grad_clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                optimizer.step()
+                if on_step is not None:
+                    on_step(Step(step=step, n_steps=n_steps, epoch=epoch, loss=value, lr=lr))
+            model.eval()
+            if on_epoch is not None:
+                with torch.random.fork_rng():  # watching must not change what is watched
+                    on_epoch(epoch, model)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise ConfigError(_diverged("A weight is NaN or infinite", n_steps, n_steps, config))
+    return model.eval()
+
+
+def learning_rate(step: int, n_steps: int, config: FineTuneConfig) -> float:
+    """The rate of step (from 0): a linear rise to config.lr, then half a cosine that would reach 0 at n_steps."""
+    n_warmup = int(config.warmup * n_steps)
+    if step < n_warmup:
+        return config.lr * (step + 1) / n_warmup
+    return config.lr * (1 + math.cos(math.pi * (step - n_warmup) / (n_steps - n_warmup))) / 2
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher || student) of logits [n, …, classes] softened by T, averaged over all but the classes.
+
+    The factor T² keeps the gradient's size comparable to the task's own loss when T changes.
+    """
+    wanted = F.log_softmax(teacher / temperature, -1).flatten(0, -2)
+    got = F.log_softmax(student / temperature, -1).flatten(0, -2)
+    return F.kl_div(got, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _loss(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    inputs: Any,
+    targets: Any,
+    loss: Callable[[Any, Any], Tensor],
+    config: FineTuneConfig,
+) -> Tensor:
+    args = as_args(inputs)
+    outputs = model(*args)
+    own = loss(outputs, targets)
+    if teacher is None:
+        return own
+    with torch.no_grad():
+        wanted = teacher(*args)
+    return torch.lerp(own, distillation_loss(outputs, wanted, config.temperature), config.distill_weight)
+
+
+def _loader(train: Dataset[Any], config: FineTuneConfig) -> DataLoader[Any]:
+    n = len(train)  # type: ignore[arg-type]
+    if n == 0:
+        raise TaskError("The training set is empty: there is nothing to fine-tune on. Give at least one sample.")
+    return DataLoader(
+        train,
+        batch_size=config.batch_size,
+        shuffle=True,
+        # A batch of a few samples would give batch norm statistics that are mostly noise.
+        drop_last=n >= config.batch_size,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def _optimizer(model: nn.Module, config: FineTuneConfig) -> torch.optim.SGD:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("No parameter of the model requires a gradient, so nothing can be trained. Unfreeze some.")
+    # Decay keeps matrices small; on a bias or a batch norm's scale it only pulls the function towards zero.
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+
+
+def _diverged(what: str, step: int, n_steps: int, config: FineTuneConfig) -> str:
+    return (
+        f"{what} at step {step} of {n_steps} (lr={config.lr}): training diverged. Lower lr, for example to "
+        f"{config.lr / 10:g}, or set grad_clip=1. If it is step 1, look for NaN in the training inputs."
+    )
+
+
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    # Once a channel is dead its momentum shrinks by 0.9 a step and after about 830 steps is denormal (below 1e-38),
+    # where x86 falls back to microcode and a multiplication takes some hundred cycles instead of a few.
+    was_flushing = float(torch.tensor(1e-40) * 1.0) == 0.0  # torch can set the mode but not tell it
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_flushing)
