@@ -1,0 +1,42 @@
+"""`lighten`: one file a command. Exit 0 done, 1 refused with a reason, 2 bad usage, 130 interrupted.
+
+A new command is its file, its import and its line below. Commands import torch inside their function, so that
+`lighten --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from lighten.cli.console import print_error
+from lighten.cli.train import train
+from lighten.errors import LightenError
+
+app = typer.Typer(
+    name="lighten",
+    help="Make a trained PyTorch model smaller and faster, and prove what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an unexpected error is a bug of ours: its plain traceback is the report
+)
+
+
+@app.callback()
+def _root() -> None:
+    # Without a callback typer drops the command's name while there is only one.
+    pass
+
+
+app.command()(train)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; args default to the process's own. Always ends in SystemExit, or a bug's traceback."""
+    try:
+        app(args)
+    except LightenError as error:
+        print_error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
