@@ -1,0 +1,109 @@
+"""The near end of a worker process: start it, ask it for a block, keep it stopped in between, and say why it died."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lighten.errors import ArtifactError
+from lighten.runtime.spec import Array
+
+CAN_STOP = hasattr(signal, "SIGSTOP")
+SPIN_DOWN_SECONDS = 0.06  # where a process cannot be stopped: its threads spin for about 40 ms after a call
+TAIL_BYTES = 2000
+
+
+class Worker:
+    """One artifact in one process; a context manager. It runs only while it is asked something.
+
+    start_up: cold_start_ms, import_ms, load_ms, first_call_ms. peak_bytes: as of the last block.
+
+    Raises:
+        ArtifactError: the artifact cannot be read, loaded or run, or the process dies; with the end of its stderr.
+    """
+
+    def __init__(self, name: str, artifact: Path, inputs_file: Path, threads: int) -> None:
+        self.name = name
+        self.peak_bytes = 0
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill and block; close() closes it
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lighten.runtime.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
+        )
+        try:
+            report = self._ask({"artifact": str(artifact), "inputs": str(inputs_file), "threads": threads})
+        except BaseException:
+            self.close()
+            raise
+        self.start_up: dict[str, float] = {
+            "cold_start_ms": (time.perf_counter() - started) * 1e3,
+            **{key: report[key] for key in ("import_ms", "load_ms", "first_call_ms")},
+        }
+        self.block(0.0)  # answered only after its warm-up
+
+    def block(self, min_block_ms: float) -> Array:
+        """Milliseconds of each call in one block, [n]. Whatever else it asks for, the process is stopped afterwards."""
+        self._signal("SIGCONT")
+        report = self._ask({"min_seconds": min_block_ms / 1e3})
+        self._signal("SIGSTOP")
+        if not CAN_STOP:
+            time.sleep(SPIN_DOWN_SECONDS)
+        self.peak_bytes = report["peak_bytes"]
+        return np.array(report["samples_ns"], dtype=np.float64) / 1e6
+
+    def close(self) -> None:
+        """End the process, however it is."""
+        self._process.kill()  # ends a stopped one too
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._stderr.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            raise ArtifactError(self._obituary()) from None
+        if "error" in answer:
+            raise ArtifactError(f"Cannot time '{self.name}': {answer['error']}")
+        return answer
+
+    def _obituary(self) -> str:
+        try:
+            code = self._process.wait(timeout=5)  # its last words may still be on their way
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        size_bytes = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size_bytes - TAIL_BYTES))
+        said = self._stderr.read().decode(errors="replace").strip()
+        return f"The process that times '{self.name}' ended with code {code}. It said last:\n{said or '(nothing)'}"
+
+    def _signal(self, name: str) -> None:
+        if CAN_STOP and self._process.poll() is None:
+            self._process.send_signal(getattr(signal, name))

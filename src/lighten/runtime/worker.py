@@ -1,0 +1,115 @@
+"""A process that loads one artifact and times it on request: ``python -m lighten.runtime.worker``.
+
+It speaks JSON, a line each way, over stdin and stdout: first a job {artifact, inputs, threads}, answered by what
+loading took; then {min_seconds} for every block, answered by the nanoseconds of each call. It ends with its stdin.
+Nothing heavy is imported beyond what the artifact's runtime needs.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from lighten.errors import LightenError
+
+MIN_CALLS = 3
+STABLE_WITHIN = 0.05
+WARM_UP_SECONDS = 3.0
+
+
+def main() -> None:
+    """Answer jobs on stdin until it closes. What libraries print to stdout goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    try:
+        call, report = _load(job)
+    except LightenError as error:
+        _answer(answers, {"error": str(error)})
+        return
+    _answer(answers, report)
+    warm_up(call)
+    for line in sys.stdin:
+        # The first calls bring the caches back that others filled meanwhile.
+        _timed(call, min_seconds=0.0, min_calls=2)
+        samples_ns = _timed(call, min_seconds=json.loads(line)["min_seconds"], min_calls=MIN_CALLS)
+        _answer(answers, {"samples_ns": samples_ns, "peak_bytes": peak_bytes()})
+
+
+def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    started = time.perf_counter()
+    from safetensors.numpy import load_file
+
+    from lighten.runtime.artifact import read_artifact
+    from lighten.runtime.backends import backend, compile_artifact
+    from lighten.runtime.spec import check_arrays
+
+    artifact = read_artifact(Path(job["artifact"]))
+    backend(artifact.runtime)
+    imported = time.perf_counter()
+    compiled = compile_artifact(artifact, job["threads"])
+    loaded = time.perf_counter()
+    by_name = load_file(job["inputs"])
+    keys = [spec.name if spec.name in by_name else f"#{i}" for i, spec in enumerate(artifact.inputs)]
+    arrays = [by_name[key] for key in keys if key in by_name]
+    check_arrays(artifact.inputs, arrays)
+    ready = time.perf_counter()
+    compiled(arrays)
+    first_call_ms = (time.perf_counter() - ready) * 1e3
+    return lambda: compiled(arrays), {
+        "import_ms": (imported - started) * 1e3,
+        "load_ms": (loaded - imported) * 1e3,
+        "first_call_ms": first_call_ms,
+        "runtime": artifact.runtime,
+    }
+
+
+def warm_up(call: Callable[[], Any], limit_seconds: float = WARM_UP_SECONDS) -> None:
+    """Call until the median of a window differs from the last one's by less than 5 %, twice running."""
+    deadline = time.perf_counter() + limit_seconds
+    previous, steady = float("inf"), 0
+    while steady < 2 and time.perf_counter() < deadline:
+        median = statistics.median(_timed(call, min_seconds=0.02, min_calls=MIN_CALLS))
+        steady = steady + 1 if abs(median - previous) <= STABLE_WITHIN * median else 0
+        previous = median
+
+
+def _timed(call: Callable[[], Any], *, min_seconds: float, min_calls: int) -> list[int]:
+    """Nanoseconds of each call, until both minima are reached."""
+    samples: list[int] = []
+    end = time.perf_counter_ns() + int(min_seconds * 1e9)
+    stopped = 0
+    while len(samples) < min_calls or stopped < end:
+        started = time.perf_counter_ns()
+        call()
+        stopped = time.perf_counter_ns()
+        samples.append(stopped - started)
+    return samples
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held. Linux's ru_maxrss would count the parent's, from before exec."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def _answer(stream: TextIO, data: dict[str, Any]) -> None:
+    stream.write(json.dumps(data) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

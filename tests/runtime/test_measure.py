@@ -1,0 +1,173 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.runtime.models import write_linear, write_two
+
+from lighten.errors import ArtifactError, ConfigError
+from lighten.runtime.measure import LatencySample, alternate, measure_latency, ratio_interval
+from lighten.runtime.process import Worker
+from lighten.runtime.worker import warm_up
+
+X = np.ones((4, 3), "float32")
+
+
+def sample(rounds: list[float] | np.ndarray, n: int = 5) -> LatencySample:
+    return LatencySample(blocks_ms=tuple(np.full(n, value) for value in rounds))
+
+
+class FakeWorker:
+    """Says 1 ms a call, and writes down that it was asked."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def block(self, min_block_ms: float) -> np.ndarray:
+        self.log.append(self.name)
+        return np.full(3, min_block_ms)
+
+
+def test_blocks_alternate_and_every_second_round_runs_backwards() -> None:
+    log: list[str] = []
+    workers: dict[str, Any] = {name: FakeWorker(name, log) for name in "abc"}
+    blocks_ms = alternate(workers, blocks=3, min_block_ms=7.0)
+    assert "".join(log) == "abccbaabc"
+    assert [len(blocks_ms[name]) for name in "abc"] == [3, 3, 3]
+    assert blocks_ms["a"][0].tolist() == [7.0] * 3
+
+
+def test_quantiles_are_over_all_calls() -> None:
+    pooled = LatencySample(blocks_ms=(np.arange(1.0, 52.0), np.arange(52.0, 102.0)))
+    assert (pooled.median, pooled.p90, pooled.p99) == (51.0, 91.0, 100.0)
+    latency = pooled.to_latency("onnxruntime", threads=2, batch=4)
+    assert (latency.median, latency.p90, latency.runtime, latency.threads, latency.batch) == (
+        51,
+        91,
+        "onnxruntime",
+        2,
+        4,
+    )
+
+
+@given(drift=st.lists(st.floats(0.1, 10), min_size=6, max_size=30), factor=st.floats(0.2, 5))
+def test_drift_cancels_in_the_ratio(drift: list[float], factor: float) -> None:
+    ratio = ratio_interval(sample(np.array(drift) * factor), sample(drift))
+    np.testing.assert_allclose([ratio.value, ratio.low, ratio.high], factor, rtol=1e-9)
+    assert ratio.is_different == (abs(factor - 1) > 1e-9) or abs(factor - 1) < 1e-6
+
+
+def test_noise_that_hides_a_difference_is_not_called_one() -> None:
+    ratio = ratio_interval(sample([1.0, 2.0] * 10), sample([2.0, 1.0] * 10))
+    assert ratio.low <= 1 <= ratio.high
+    assert not ratio.is_different
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        noise = np.exp(rng.normal(0, 0.05, 20))
+        ratio = ratio_interval(sample(1.3 * noise), sample(np.ones(20)), seed=trial)
+        hits += ratio.low <= 1.3 <= ratio.high
+    assert hits >= 180  # 95 % of 200 is 190, with a standard deviation of 3
+
+
+def test_a_few_rounds_promise_nothing() -> None:
+    ratio = ratio_interval(sample([2.0] * 5), sample([1.0] * 5))
+    assert (ratio.value, ratio.low, ratio.high, ratio.is_different) == (2.0, 0.0, float("inf"), False)
+
+
+def test_two_artifacts_are_timed_side_by_side(tmp_path: Path) -> None:
+    write_linear(tmp_path / "a")
+    write_linear(tmp_path / "b", np.ones((3, 2), "float32"))
+    samples = measure_latency({"a": tmp_path / "a", "b": tmp_path / "b"}, {"x": X}, threads=1, blocks=6, min_block_ms=1)
+    for found in samples.values():
+        assert len(found.blocks_ms) == 6
+        assert all(len(block) >= 3 for block in found.blocks_ms)
+        assert 0 < found.median <= found.p90 <= found.p99
+        assert 0 < found.load_ms < found.cold_start_ms
+        assert 2**20 < found.peak_bytes < 2**31
+    assert ratio_interval(samples["a"], samples["b"]).value > 0
+
+
+def test_inputs_in_order_and_threads_by_name(tmp_path: Path) -> None:
+    write_two(tmp_path / "two")
+    measure_latency({"two": tmp_path / "two"}, [X, X], threads={"two": 2}, blocks=1, min_block_ms=1)
+
+
+@pytest.mark.parametrize("settings", [{"blocks": 0}, {"min_block_ms": 0}])
+def test_nothing_to_time_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        measure_latency({"a": tmp_path}, [X], threads=1, **settings)
+
+
+def test_a_worker_passes_on_why_it_cannot(tmp_path: Path) -> None:
+    write_linear(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="Cannot time 'a': Input 'x' is float64"):
+        measure_latency({"a": tmp_path / "a"}, [X.astype("float64")], threads=1)
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        measure_latency({"a": tmp_path}, [X], threads=1)
+
+
+def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+    write_linear(tmp_path / "a")
+    inputs = tmp_path / "inputs.safetensors"
+    inputs.write_bytes(b"not safetensors")
+    with pytest.raises(ArtifactError, match=r"(?s)times 'a' ended with code 1.*SafetensorError"):
+        Worker("a", tmp_path / "a", inputs, 1)
+
+
+def test_a_killed_worker_is_noticed(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    write_linear(tmp_path / "a")
+    save_file({"x": X}, tmp_path / "inputs")
+    with Worker("a", tmp_path / "a", tmp_path / "inputs", 1) as worker:
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(ArtifactError, match="ended with code -9"):
+            worker.block(1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_idle_worker_burns_no_time(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    def cpu_ticks(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    write_linear(tmp_path / "a")
+    save_file({"x": X}, tmp_path / "inputs")
+    with Worker("a", tmp_path / "a", tmp_path / "inputs", 2) as worker:
+        worker.block(5.0)
+        before = cpu_ticks(worker._process.pid)
+        time.sleep(0.1)
+        assert cpu_ticks(worker._process.pid) <= before + 1  # the signal may arrive within the tick
+    assert worker._process.returncode is not None
+
+
+def test_warm_up_ends_when_stable_and_at_its_limit() -> None:
+    calls: list[int] = []
+    warm_up(lambda: calls.append(1) or time.sleep(0.002), limit_seconds=0.0)
+    assert not calls
+    warm_up(lambda: calls.append(1) or time.sleep(0.002))
+    assert len(calls) >= 9  # three windows of three
+
+
+def test_a_worker_needs_no_torch(tmp_path: Path) -> None:
+    write_linear(tmp_path / "a")
+    script = (
+        "import sys, numpy as np\n"
+        "from lighten.runtime import measure, runner, worker\n"
+        f"runner.load({str(tmp_path / 'a')!r})(np.ones((1, 3), 'float32'))\n"
+        "assert not {'torch', 'onnx', 'scipy', 'openvino'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
