@@ -10,13 +10,10 @@ MISSING = "–"
 
 
 def number(value: Any) -> float | None:
-    """The finite number that value is, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """The finite number that value is, or None. No measurement lies outside 1e-300..1e300, where arithmetic breaks."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:  # NaN is not below
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an int beyond the floats
-        return None
+    return float(value) if abs(value) > 1e-300 else 0.0
 
 
 def plain(value: Any) -> str:
@@ -92,6 +89,7 @@ def change(gain: Any, better: str, worse: str) -> str:
 
 def _digits(x: float) -> str:
     """Three significant digits, without an exponent."""
+    x = float(f"{x:.3g}")  # first, so that 9.999 is 10.0 and not 10.00
     if x == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(x))))
@@ -103,6 +101,7 @@ def _scaled(value: Any, step: int, units: tuple[str, ...]) -> str:
     if x is None:
         return MISSING
     rank = 0
+    x = float(f"{x:.3g}") if abs(x) >= step else x  # first, so that 999,999 is 1.00 M and not 1,000 k
     while abs(x) >= step and rank < len(units) - 1:
         x, rank = x / step, rank + 1
     return f"{x:,.0f} {units[0]}".strip() if rank == 0 else f"{_digits(x)} {units[rank]}"
