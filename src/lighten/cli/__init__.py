@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from lighten.cli.console import print_error
+from lighten.cli.report import report
 from lighten.cli.train import train
 from lighten.errors import LightenError
 
@@ -28,6 +29,7 @@ def _root() -> None:
     pass
 
 
+app.command()(report)
 app.command()(train)
 
 
