@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.runtime.models import IN, OUT, WEIGHT, linear, write_linear
 
 from lighten.errors import ArtifactError
 from lighten.plan import LayerPlan, Plan
 from lighten.runtime.artifact import MANIFEST, _self_hash, read_artifact
+from tests.runtime.models import IN, OUT, WEIGHT, linear, write_linear
 
 
 def rewrite(folder: Path, **changes: Any) -> None:

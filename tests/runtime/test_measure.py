@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.runtime.models import write_linear, write_two
 
 from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.measure import LatencySample, alternate, measure_latency, ratio_interval
 from lighten.runtime.process import Worker
 from lighten.runtime.worker import warm_up
+from tests.runtime.models import write_linear, write_two
 
 X = np.ones((4, 3), "float32")
 
 
-def sample(rounds: list[float] | np.ndarray, n: int = 5) -> LatencySample:
-    return LatencySample(blocks_ms=tuple(np.full(n, value) for value in rounds))
+def sample(rounds: list[float] | np.ndarray) -> LatencySample:
+    """rounds: block medians, [rounds] of one process or [processes, rounds]."""
+    return LatencySample(blocks_ms=tuple(tuple(np.full(5, value) for value in row) for row in np.atleast_2d(rounds)))
 
 
 class FakeWorker:
@@ -45,7 +46,7 @@ def test_blocks_alternate_and_every_second_round_runs_backwards() -> None:
 
 
 def test_quantiles_are_over_all_calls() -> None:
-    pooled = LatencySample(blocks_ms=(np.arange(1.0, 52.0), np.arange(52.0, 102.0)))
+    pooled = LatencySample(blocks_ms=((np.arange(1.0, 52.0),), (np.arange(52.0, 102.0),)))
     assert (pooled.median, pooled.p90, pooled.p99) == (51.0, 91.0, 100.0)
     latency = pooled.to_latency("onnxruntime", threads=2, batch=4)
     assert (latency.median, latency.p90, latency.runtime, latency.threads, latency.batch) == (
@@ -80,6 +81,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert hits >= 180  # 95 % of 200 is 190, with a standard deviation of 3
 
 
+def test_luck_of_a_process_is_part_of_the_interval() -> None:
+    """Five processes, quiet within themselves and 20 % apart: pooled rounds would claim far too much."""
+    by_process = np.array([0.8, 0.9, 1.0, 1.1, 1.2])[:, None] * np.ones((5, 8))
+    ratio = ratio_interval(sample(by_process), sample(np.ones((5, 8))))
+    assert (ratio.value, ratio.is_different) == (1.0, False)
+    assert ratio.low <= 0.85
+    assert ratio.high >= 1.15
+
+
 def test_a_few_rounds_promise_nothing() -> None:
     ratio = ratio_interval(sample([2.0] * 5), sample([1.0] * 5))
     assert (ratio.value, ratio.low, ratio.high, ratio.is_different) == (2.0, 0.0, float("inf"), False)
@@ -88,22 +98,24 @@ def test_a_few_rounds_promise_nothing() -> None:
 def test_two_artifacts_are_timed_side_by_side(tmp_path: Path) -> None:
     write_linear(tmp_path / "a")
     write_linear(tmp_path / "b", np.ones((3, 2), "float32"))
-    samples = measure_latency({"a": tmp_path / "a", "b": tmp_path / "b"}, {"x": X}, threads=1, blocks=6, min_block_ms=1)
+    samples = measure_latency(
+        {"a": tmp_path / "a", "b": tmp_path / "b"}, {"x": X}, threads=1, processes=2, blocks=3, min_block_ms=1
+    )
     for found in samples.values():
-        assert len(found.blocks_ms) == 6
-        assert all(len(block) >= 3 for block in found.blocks_ms)
+        assert [len(rounds) for rounds in found.blocks_ms] == [3, 3]
+        assert all(len(block) >= 3 for rounds in found.blocks_ms for block in rounds)
         assert 0 < found.median <= found.p90 <= found.p99
-        assert 0 < found.load_ms < found.cold_start_ms
+        assert 0 < found.start_up.load_ms < found.start_up.cold_start_ms
         assert 2**20 < found.peak_bytes < 2**31
     assert ratio_interval(samples["a"], samples["b"]).value > 0
 
 
 def test_inputs_in_order_and_threads_by_name(tmp_path: Path) -> None:
     write_two(tmp_path / "two")
-    measure_latency({"two": tmp_path / "two"}, [X, X], threads={"two": 2}, blocks=1, min_block_ms=1)
+    measure_latency({"two": tmp_path / "two"}, [X, X], threads={"two": 2}, processes=1, blocks=1, min_block_ms=1)
 
 
-@pytest.mark.parametrize("settings", [{"blocks": 0}, {"min_block_ms": 0}])
+@pytest.mark.parametrize("settings", [{"blocks": 0}, {"min_block_ms": 0}, {"processes": 0}])
 def test_nothing_to_time_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         measure_latency({"a": tmp_path}, [X], threads=1, **settings)

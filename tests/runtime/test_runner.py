@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runtime.models import IN, WEIGHT, write_linear, write_two
 
 from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.runner import Runner, load
 from lighten.runtime.spec import TensorSpec, check_arrays
+from tests.runtime.models import IN, WEIGHT, write_linear, write_two
 
 X = np.arange(6, dtype="float32").reshape(2, 3)
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +21,20 @@ SPIN_DOWN_SECONDS = 0.06  # where a process cannot be stopped: its threads spin 
 TAIL_BYTES = 2000
 
 
+class StartUp(NamedTuple):
+    """Milliseconds from starting a process to its first answer, and three parts of it: the runtime's import, the
+    model's loading and checking, and the first call."""
+
+    cold_start_ms: float
+    import_ms: float
+    load_ms: float
+    first_call_ms: float
+
+
 class Worker:
     """One artifact in one process; a context manager. It runs only while it is asked something.
 
-    start_up: cold_start_ms, import_ms, load_ms, first_call_ms. peak_bytes: as of the last block.
+    start_up: how long it took. peak_bytes: the most memory that the process held, as of the last block.
 
     Raises:
         ArtifactError: the artifact cannot be read, loaded or run, or the process dies; with the end of its stderr.
@@ -47,10 +57,8 @@ class Worker:
         except BaseException:
             self.close()
             raise
-        self.start_up: dict[str, float] = {
-            "cold_start_ms": (time.perf_counter() - started) * 1e3,
-            **{key: report[key] for key in ("import_ms", "load_ms", "first_call_ms")},
-        }
+        cold_start_ms = (time.perf_counter() - started) * 1e3
+        self.start_up = StartUp(cold_start_ms, report["import_ms"], report["load_ms"], report["first_call_ms"])
         self.block(0.0)  # answered only after its warm-up
 
     def block(self, min_block_ms: float) -> Array:

@@ -18,7 +18,7 @@ from lighten.errors import LightenError
 
 MIN_CALLS = 3
 STABLE_WITHIN = 0.05
-WARM_UP_SECONDS = 3.0
+WARM_UP_SECONDS = 1.0
 
 
 def main() -> None:
