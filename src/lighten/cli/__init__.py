@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from lighten.cli.console import print_error
+from lighten.cli.doctor import doctor
 from lighten.cli.report import report
 from lighten.cli.train import train
 from lighten.errors import LightenError
@@ -29,6 +30,7 @@ def _root() -> None:
     pass
 
 
+app.command()(doctor)
 app.command()(report)
 app.command()(train)
 
