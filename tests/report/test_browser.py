@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_reader import Page
 from matplotlib.image import imread
 
 from lighten.plan import LayerPlan, Plan
 from lighten.report import render
+from tests.report.html_reader import Page
 
 BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

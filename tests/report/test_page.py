@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from html_reader import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighten.errors import ArtifactError
 from lighten.plan import LayerPlan, Plan
 from lighten.report import render, write_report
+from tests.report.html_reader import Page
 
 EVIL = "<script>alert('x')</script>\"&{{ 7*7 }}$\\alpha$</style>"
 names = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=60)

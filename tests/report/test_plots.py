@@ -65,6 +65,14 @@ def test_a_legend_sign_may_be_shown_many_times() -> None:
     for sign in (mark(0), mark(5), mark(role="chosen"), mark(role="holdout"), mark(role="baseline")):
         assert ' id="' not in sign
         assert "<path" in sign
+    assert "var(--c5)" in mark(5)
+    assert "var(--accent)" in mark(role="chosen")
+
+
+def test_wide_intervals_do_not_bend_the_scale_at_a_tiny_budget() -> None:
+    unsure = replace(TRIAL, low=-0.008, high=0.009)
+    ruined = replace(TRIAL, drop=0.5, low=0.4, high=0.6)
+    assert {"−0.005", "0", "0.005", "0.01", "0.1"} <= set(texts(draw(BASE, unsure, ruined, budget=0.001)))
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:

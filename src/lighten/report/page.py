@@ -29,6 +29,8 @@ def render(result: dict[str, Any], plan: Plan) -> str:
         budget=budget,
         speedup=rows.speedup(result),
         size_ratio=_size_ratio(result),
+        n_selection=rows.samples(*rows.candidates(result)),
+        n_holdout=rows.samples(rows.at(result, "compressed")),
         doubt=_doubt(result, budget),
         comparisons=rows.comparisons(result),
         layers=rows.layers(plan),
@@ -73,9 +75,9 @@ def _size_ratio(result: dict[str, Any]) -> float | None:
 
 def _doubt(result: dict[str, Any], budget: float | None) -> str:
     """What the samples at hand cannot settle, in one sentence, or nothing."""
-    low, high = words.pair(rows.at(result, "drop", "ci95"))
+    drop, high = words.number(rows.at(result, "drop", "value")), words.pair(rows.at(result, "drop", "ci95"))[1]
     n = words.number(rows.at(result, "compressed", "metric", "n"))
-    if budget is None or low is None or high is None or n is None or not low <= budget < high:
+    if budget is None or drop is None or high is None or n is None or not drop <= budget < high:
         return ""
     return (
         f"With {n:,.0f} holdout samples, a drop as large as {words.plain(high)} cannot be ruled out at 95 % "

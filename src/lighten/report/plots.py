@@ -88,10 +88,10 @@ def mark(series: int | None = None, role: str = "trial") -> Markup:
     for artist in axes.get_children():
         artist.set_clip_on(False)
     svg = str(_svg(figure, salt="legend", label="", metric=""))
-    shapes = dict(re.findall(r'<path id="(\w+)" (.*?)/>', svg, flags=re.S))
+    shapes = dict(re.findall(r'<path id="(\w+)" (d=".*?")', svg, flags=re.S))
     svg = re.sub(r"<defs>.*?</defs>", "", svg, flags=re.S)
-    use = r'<use xlink:href="#(\w+)" x="([\d.]+)" y="([\d.]+)".*?/>'
-    return Markup(re.sub(use, lambda m: f'<path transform="translate({m[2]} {m[3]})" {shapes[m[1]]}/>', svg))
+    use = r'<use xlink:href="#(\w+)" x="([\d.]+)" y="([\d.]+)"'  # its style goes on after these
+    return Markup(re.sub(use, lambda m: f'<path transform="translate({m[2]} {m[3]})" {shapes[m[1]]}', svg))
 
 
 def _unit(axis: Axis, points: Sequence[Point]) -> tuple[float, str]:
@@ -124,16 +124,16 @@ def _cost_scale(axes: Axes, costs: list[float]) -> None:
 
 
 def _drop_scale(axes: Axes, points: Sequence[Point], budget: float | None) -> None:
-    """Down is worse. Linear around the budget; beyond it logarithmic if one ruined trial would hide the rest."""
+    """Down is worse. Linear up to a knee past the budget, then logarithmic if ruined trials would hide the rest."""
     worst = max([p.high for p in points] + [(budget or 0) * 1.5, 1e-9])
-    best = min([p.low for p in points] + [-(budget or 0) * 0.5, -worst / 20])
+    best = min([p.low for p in points] + [-(budget or 0) * 0.5])
     pad = 0.06 * (worst - best)
-    if budget and worst > 8 * budget:
-        knee = 2 * budget
+    knee = _round_up(max(2 * (budget or worst), -best))
+    if worst > 5 * knee:
         axes.set_yscale("symlog", linthresh=knee, linscale=1.2)
-        axes.yaxis.set_major_locator(FixedLocator(_knee_ticks(knee, best, worst)))
+        axes.yaxis.set_major_locator(FixedLocator(_knee_ticks(knee, worst)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(worst * 1.3, min(best * 1.2, -0.6 * budget))
+        axes.set_ylim(worst * 1.3, best - 0.1 * knee)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylim(worst + pad, best - pad)
@@ -141,12 +141,19 @@ def _drop_scale(axes: Axes, points: Sequence[Point], budget: float | None) -> No
     axes.axhline(0, color=MUTED, linewidth=0.8)
 
 
-def _knee_ticks(knee: float, best: float, worst: float) -> list[float]:
-    far = max(worst, -best)
-    steps = (1, 2, 5) if far < 50 * knee else (1,)
-    decades = range(math.floor(math.log10(knee)), math.ceil(math.log10(far)) + 1)
-    outer = [s * 10.0**d for d in decades for s in steps if 1.2 * knee < s * 10.0**d]
-    return sorted([-t for t in outer] + [-knee, -knee / 2, 0, knee / 2, knee] + outer)
+def _round_up(x: float) -> float:
+    """To the next 1, 2 or 5 times a power of ten."""
+    decade = 10.0 ** math.floor(math.log10(x))
+    return next((s * decade for s in (1, 2, 5) if s * decade >= x * (1 - 1e-9)), 10 * decade)
+
+
+def _knee_ticks(knee: float, worst: float) -> list[float]:
+    """Steps of half a knee where the scale is linear, then 1, 2, 5 (or 1 alone) a decade."""
+    steps = (1, 2, 5) if worst < 100 * knee else (1,)
+    decades = range(math.floor(math.log10(knee)), math.ceil(math.log10(worst)) + 1)
+    return [k * knee / 2 for k in range(-2, 3)] + [
+        s * 10.0**d for d in decades for s in steps if s * 10.0**d > 1.2 * knee
+    ]
 
 
 def _budget_line(axes: Axes, budget: float | None, font: float) -> None:

@@ -153,6 +153,12 @@ def metric_name(result: Json) -> str:
     return str(at(result, "baseline", "metric", "name") or "metric")
 
 
+def samples(*measured: Any) -> str:
+    """How many samples the first measurement that says so was scored on, or nothing."""
+    counts = (words.number(at(m, "metric", "n")) for m in measured)
+    return next((f"{n:,.0f}" for n in counts if n is not None), "")
+
+
 def speedup(result: Json) -> float | None:
     """The measured speed-up, or the ratio of the medians where none was recorded."""
     ratio = words.ratio(
@@ -176,9 +182,8 @@ def _smaller(
 
 
 def _metric_note(measured: Any) -> str:
-    n = words.number(at(measured, "metric", "n"))
-    sample = "" if n is None else f", n = {n:,.0f}"
-    return f"95 %: {words.interval(at(measured, 'metric', 'ci95'))}{sample}"
+    n = samples(measured)
+    return f"95 %: {words.interval(at(measured, 'metric', 'ci95'))}" + (f", n = {n}" if n else "")
 
 
 def _runtime_note(measured: Any) -> str:
