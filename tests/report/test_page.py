@@ -127,6 +127,8 @@ def test_an_interval_past_the_budget_is_said(result: dict[str, Any], plan: Plan)
     assert "cannot be ruled out" not in render(result, plan)
     unsure = {**result, "drop": {"value": 0.0022, "ci95": [-0.0041, 0.0125]}}
     assert "With 899 holdout samples, a drop as large as 0.0125 cannot be ruled out" in render(unsure, plan)
+    over = {**result, "drop": {"value": 0.0112, "ci95": [0.0041, 0.0185]}}  # no doubt about that one
+    assert "cannot be ruled out" not in render(over, plan)
 
 
 def test_a_refused_run_says_so(result: dict[str, Any], plan: Plan) -> None:
