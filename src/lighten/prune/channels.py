@@ -1,0 +1,89 @@
+"""Structured pruning: rank the units of every group, take the least important out of the graph."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.errors import ConfigError
+from lighten.graph.capture import CapturedModule, capture, get_tensor
+from lighten.graph.fold import fold_batch_norm_
+from lighten.graph.groups import Group, find_groups, layer_name, rows_of_units
+from lighten.graph.labels import Labels, propagate
+from lighten.graph.rewrite import remove_units_
+from lighten.plan import LayerPlan, Plan
+from lighten.prune.importance import l2  # noqa: F401  importing the package fills the registry
+from lighten.prune.select import SelectConfig, select_units
+from lighten.registry import importance as criteria
+
+
+def prune(
+    model: nn.Module,
+    ratio: float,
+    *,
+    granularity: str = "channel",
+    importance: str = "l2",
+    scope: str = "global",
+    round_to: int = 1,
+    example_inputs: tuple[Any, ...],
+    exclude: Iterable[str] = (),
+) -> CapturedModule:
+    """A smaller copy of model, from which the least important channels are gone; model itself is not modified.
+
+    ratio: share of the removable channels that go, in [0, 1). scope: "global" over all layers, "layer" in each.
+    round_to: channel counts that are left are multiples of this. example_inputs: positional arguments of model.
+    exclude: shell patterns over module names, never touched. What was removed and what was left alone, with the
+    reason, is in the result's `plan`.
+
+    Raises:
+        ConfigError: a setting is out of range or unknown. CaptureError: the model cannot be traced.
+    """
+    if granularity != "channel":
+        raise ConfigError(f"granularity='{granularity}' is not available. Available: channel.")
+    config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to)
+    criterion = criteria[importance]
+    captured = capture(model, example_inputs)
+    labels = propagate(captured, example_inputs)
+    groups = find_groups(labels, exclude)
+    scores = [criterion.function(rows, criterion.config()) for rows in unit_rows(captured, groups)]
+    gone = select_units(scores, config)
+    units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
+    remove_units_(captured, labels, units, example_inputs)
+    captured.plan = replace(
+        _record(captured.plan, labels, groups, units), ratio=ratio, importance=importance, scope=scope
+    )
+    return captured
+
+
+def unit_rows(captured: CapturedModule, groups: list[Group]) -> list[Tensor]:
+    """For each group [n_units, elements]: the weights that make each unit, as they run in eval mode.
+
+    Batch norm is folded in first: before it, the size of a filter says nothing about the size of its channel.
+    """
+    folded = copy.deepcopy(captured)
+    fold_batch_norm_(folded)
+    return [
+        torch.cat(
+            [
+                rows_of_units(get_tensor(folded, slot.parameter).detach().float(), slot, group.units)
+                for slot in group.slots
+                if slot.role == "output"
+            ],
+            dim=1,
+        )
+        for group in groups
+    ]
+
+
+def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor) -> Plan:
+    touched: dict[str, LayerPlan] = {}
+    for group in groups:
+        for slot in group.slots:
+            if slot.role == "output":
+                kept = int((~torch.isin(slot.ids, units)).sum())
+                touched[layer_name(slot)] = LayerPlan(channels=len(slot.ids), kept=kept, granularity="channel")
+    skipped = {layer: f"not pruned: {reason}" for layer, reason in labels.frozen.items() if layer not in touched}
+    return plan.with_layers(touched, skipped=skipped)

@@ -1,0 +1,61 @@
+"""Select: from scores to the exact units that go.
+
+Counts are exact: k units are chosen, k are removed, whatever the ties. Kept counts are then rounded up to a multiple,
+because kernels work on whole vectors of channels, and never fall below one multiple.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lighten.errors import ConfigError
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """ratio: share of the units to remove, in [0, 1). scope: "layer" = the share of every group, "global" = of all
+    groups together, by scores relative to each group's mean. round_to: kept counts are multiples of it (or all)."""
+
+    ratio: float
+    scope: str = "global"
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ConfigError(f"ratio={self.ratio} is outside [0, 1). 0.5 removes half of the channels.")
+        if self.scope not in SCOPES:
+            raise ConfigError(f"scope='{self.scope}' is unknown. Use one of {', '.join(SCOPES)}.")
+        if self.round_to < 1:
+            raise ConfigError(f"round_to={self.round_to} is below 1. Use 1 for exact counts, 8 or 16 for vectors.")
+
+
+def select_units(scores: list[Tensor], config: SelectConfig) -> list[Tensor]:
+    """scores: [n_units] of each group, higher = keep. Returns the indices that go, for each group, ascending."""
+    if config.scope == "layer":
+        counts = [round(config.ratio * len(group)) for group in scores]
+    else:
+        counts = _share_globally(scores, config.ratio)
+    gone = []
+    for group, count in zip(scores, counts, strict=True):
+        kept = _round_up(len(group) - count, config.round_to, len(group))
+        order = group.argsort(stable=True)
+        gone.append(order[: len(group) - kept].sort().values)
+    return gone
+
+
+def _share_globally(scores: list[Tensor], ratio: float) -> list[int]:
+    """How many of each group are among the lowest of all, with scores relative to the group's mean."""
+    if not scores:
+        return []
+    tiny = torch.finfo(scores[0].dtype).tiny
+    relative = torch.cat([group / group.mean().clamp(min=tiny) for group in scores])
+    owner = torch.repeat_interleave(torch.tensor([len(group) for group in scores]))
+    lowest = relative.argsort(stable=True)[: round(ratio * len(relative))]
+    return torch.bincount(owner[lowest], minlength=len(scores)).tolist()
+
+
+def _round_up(kept: int, multiple: int, most: int) -> int:
+    return min(most, max(1, -(-kept // multiple)) * multiple)

@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lighten.errors import ConfigError
+from lighten.prune import prune
+from lighten.prune.select import SelectConfig, select_units
+from tests.graph.networks import NETWORKS, build
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_of_each_layer_goes_and_the_rest_trains(name: str) -> None:
+    model, inputs = build(name)
+    pruned = prune(model, 0.5, scope="layer", example_inputs=inputs)
+    assert all(layer.kept == layer.channels / 2 for layer in pruned.plan.layers.values())
+    pruned.train()
+    pruned(*torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]), inputs)).square().sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_the_model_is_not_modified() -> None:
+    model, inputs = build("resnet20")
+    before = copy.deepcopy(model.state_dict())
+    prune(model, 0.5, example_inputs=inputs)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_smallest_filters_go() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0], [1.0], [4.0], [2.0]]).expand(4, 3))
+    pruned = prune(model, 0.5, example_inputs=(torch.ones(2, 3),))
+    assert pruned.get_parameter("0.weight")[:, 0].tolist() == [3.0, 4.0]
+
+
+def test_batch_norm_counts_in_the_size_of_a_filter() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor([9.0, 1.0]))
+    pruned = prune(model, 0.5, example_inputs=(torch.ones(2, 1, 3, 3),))
+    assert pruned.get_parameter("0.weight").flatten().tolist() == [1.0]
+
+
+def test_round_to_and_exclude_are_heeded() -> None:
+    model, inputs = build("resnet20")
+    pruned = prune(model, 0.4, scope="layer", round_to=8, exclude=["layer3"], example_inputs=inputs)
+    kept = {name: layer.kept for name, layer in pruned.plan.layers.items()}
+    assert kept["layer1.0.conv1"] == 16  # 60 % of 16 is 10, up to a multiple of 8
+    assert kept["layer2.0.conv1"] == 24
+    assert not any(name.startswith("layer3") for name in kept)
+    assert pruned.get_parameter("layer3.0.conv1.weight").shape[0] == 64
+
+
+scores = st.lists(
+    st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.0]), min_size=1, max_size=12).map(torch.tensor), min_size=1, max_size=4
+)
+
+
+@given(groups=scores, ratio=st.floats(0, 0.99), multiple=st.integers(1, 8))
+def test_selection_is_exact_and_never_empties_a_group(groups: list, ratio: float, multiple: int) -> None:
+    for group, gone in zip(
+        groups, select_units(groups, SelectConfig(ratio=ratio, scope="layer", round_to=multiple)), strict=True
+    ):
+        kept = len(group) - len(gone)
+        assert kept == len(group) or (kept % multiple == 0 and kept > 0)
+        assert kept >= len(group) - round(ratio * len(group))
+        if len(gone):
+            mask = torch.ones(len(group), dtype=torch.bool).scatter(0, gone, False)
+            assert group[gone].max() <= group[mask].min()
+
+
+def test_global_scope_takes_the_exact_number_and_prefers_the_weak() -> None:
+    groups = [torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([0.01, 0.01, 3.0, 3.0])]
+    assert [len(g) for g in select_units(groups, SelectConfig(ratio=0.25))] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"ratio": 1.0}, r"ratio=1.0 is outside \[0, 1\)"),
+        ({"ratio": 0.5, "scope": "galaxy"}, "scope='galaxy' is unknown"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to=0 is below 1"),
+        ({"ratio": 0.5, "importance": "l3"}, "no importance criterion 'l3'. Known: l1"),
+        ({"ratio": 0.5, "granularity": "atom"}, "granularity='atom' is not available"),
+    ],
+)
+def test_bad_settings_are_refused(setting: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prune(nn.Linear(2, 2), example_inputs=(torch.ones(2, 2),), **setting)
