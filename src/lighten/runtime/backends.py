@@ -15,6 +15,8 @@ Compiled = Callable[[Sequence[Array]], list[Array]]
 
 BACKENDS = {
     "onnxruntime": "lighten.runtime.onnxruntime",
+    "openvino": "lighten.runtime.openvino",
+    "torch": "lighten.runtime.torch",
 }
 
 
