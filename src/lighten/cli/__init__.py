@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
+from lighten.cli.benchmark import benchmark
 from lighten.cli.console import print_error
 from lighten.cli.doctor import doctor
 from lighten.cli.report import report
@@ -30,6 +31,7 @@ def _root() -> None:
     pass
 
 
+app.command()(benchmark)
 app.command()(doctor)
 app.command()(report)
 app.command()(train)

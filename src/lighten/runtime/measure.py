@@ -37,12 +37,14 @@ NO_START_UP = StartUp(0.0, 0.0, 0.0, 0.0)
 class LatencySample:
     """All timed calls of one candidate. blocks_ms: [processes][rounds], each an array of calls.
 
-    start_up: the median over processes. peak_bytes: the most memory that a process held.
+    start_up: the median over processes. peak_bytes: the most memory that a process held. energy_mj: millijoules of
+    the whole CPU package a call, the median over blocks; None where they cannot be read.
     """
 
     blocks_ms: tuple[tuple[Array, ...], ...] = field(repr=False)
     start_up: StartUp = NO_START_UP
     peak_bytes: int = 0
+    energy_mj: float | None = None
 
     @property
     def samples_ms(self) -> Array:
@@ -141,6 +143,7 @@ def measure_latency(
     blocks_ms: dict[str, list[tuple[Array, ...]]] = {name: [] for name in artifacts}
     start_ups: dict[str, list[StartUp]] = {name: [] for name in artifacts}
     peak_bytes = dict.fromkeys(artifacts, 0)
+    energies: dict[str, list[float]] = {name: [] for name in artifacts}
     with _inputs_file(inputs) as inputs_file:
         for _ in range(processes):
             with contextlib.ExitStack() as stack:
@@ -150,6 +153,7 @@ def measure_latency(
                     workers[name] = stack.enter_context(Worker(name, Path(path), inputs_file, n_threads))
                 for name, rounds in alternate(workers, blocks, min_block_ms).items():
                     blocks_ms[name].append(tuple(rounds))
+                    energies[name] += workers[name].energies_mj
                     start_ups[name].append(workers[name].start_up)
                     peak_bytes[name] = max(peak_bytes[name], workers[name].peak_bytes)
     return {
@@ -157,6 +161,7 @@ def measure_latency(
             blocks_ms=tuple(blocks_ms[name]),
             start_up=StartUp(*np.median(start_ups[name], axis=0).tolist()),
             peak_bytes=peak_bytes[name],
+            energy_mj=float(np.median(energies[name])) if energies[name] else None,
         )
         for name in artifacts
     }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lighten.errors import ArtifactError
+from lighten.runtime.energy import energy_meter
 from lighten.runtime.spec import Array
 
 CAN_STOP = hasattr(signal, "SIGSTOP")
@@ -34,7 +35,8 @@ class StartUp(NamedTuple):
 class Worker:
     """One artifact in one process; a context manager. It runs only while it is asked something.
 
-    start_up: how long it took. peak_bytes: the most memory that the process held, as of the last block.
+    start_up: how long it took. peak_bytes: the most memory that the process held, as of the last block. energies_mj:
+    millijoules a call, one a block, where they can be read.
 
     Raises:
         ArtifactError: the artifact cannot be read, loaded or run, or the process dies; with the end of its stderr.
@@ -43,6 +45,8 @@ class Worker:
     def __init__(self, name: str, artifact: Path, inputs_file: Path, threads: int) -> None:
         self.name = name
         self.peak_bytes = 0
+        self.energies_mj: list[float] = []
+        self._meter = energy_meter()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill and block; close() closes it
         started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -60,12 +64,17 @@ class Worker:
         cold_start_ms = (time.perf_counter() - started) * 1e3
         self.start_up = StartUp(cold_start_ms, report["import_ms"], report["load_ms"], report["first_call_ms"])
         self.block(0.0)  # answered only after its warm-up
+        self.energies_mj.clear()
 
     def block(self, min_block_ms: float) -> Array:
         """Milliseconds of each call in one block, [n]. Whatever else it asks for, the process is stopped afterwards."""
+        before = self._meter.read()
         self._signal("SIGCONT")
         report = self._ask({"min_seconds": min_block_ms / 1e3})
         self._signal("SIGSTOP")
+        joules = self._meter.joules_between(before, self._meter.read())
+        if joules is not None:
+            self.energies_mj.append(joules * 1e3 / report["n_calls"])
         if not CAN_STOP:
             time.sleep(SPIN_DOWN_SECONDS)
         self.peak_bytes = report["peak_bytes"]

@@ -34,10 +34,10 @@ def main() -> None:
     _answer(answers, report)
     warm_up(call)
     for line in sys.stdin:
-        # The first calls bring the caches back that others filled meanwhile.
-        _timed(call, min_seconds=0.0, min_calls=2)
+        refill = _timed(call, min_seconds=0.0, min_calls=2)  # caches, which others filled meanwhile
         samples_ns = _timed(call, min_seconds=json.loads(line)["min_seconds"], min_calls=MIN_CALLS)
-        _answer(answers, {"samples_ns": samples_ns, "peak_bytes": peak_bytes()})
+        n_calls = len(refill) + len(samples_ns)
+        _answer(answers, {"samples_ns": samples_ns, "n_calls": n_calls, "peak_bytes": peak_bytes()})
 
 
 def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
