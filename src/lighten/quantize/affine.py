@@ -1,0 +1,51 @@
+"""Affine integers: from a range or a weight to scale, zero_point and codes.
+
+Source: Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, sec. 2.
+Differs: a range without width gets scale 1, and a scale is raised where the bias of its channel would overflow its
+int32 code, so no input makes NaN or wraps around.
+"""
+
+import torch
+from torch import Tensor
+
+# A bias code uses at most 30 of its 31 bits: the other half of the range is left to the accumulated products.
+MAX_BIAS_CODE = 2.0**30
+
+
+def qparams_of_range(low: float, high: float, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
+    """scale [] float32 > 0 and zero_point [] of dtype for values in [low, high], widened to contain 0.
+
+    0.0 is exactly representable: padding and pruned weights stay zero.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    limits = torch.iinfo(dtype)
+    scale = torch.tensor((high - low) / (limits.max - limits.min), dtype=torch.float32)
+    if not scale > torch.finfo(torch.float32).tiny:
+        scale = torch.ones(())
+    zero_point = torch.tensor(limits.min - low / float(scale)).round().clamp(limits.min, limits.max)
+    return scale, zero_point.to(dtype)
+
+
+def quantize_weight(weight: Tensor, bits: int, least_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Symmetric codes of weight [out, …], one scale an output channel; rounds to nearest, ties to even.
+
+    bits: 2..8; codes lie in ±(2^(bits-1) - 1). least_scale [out]: scales do not fall below it. Returns codes int8 of
+    the weight's shape and scale [out] float32. A channel of zeros gets codes of zero.
+    """
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.detach().float().flatten(1).abs().amax(1) / largest
+    if least_scale is not None:
+        scale = scale.maximum(least_scale)
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    codes = (weight.detach().float() / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-largest, largest)
+    return codes.to(torch.int8), scale
+
+
+def least_weight_scale(bias: Tensor, input_scale: Tensor) -> Tensor:
+    """[out] the smallest weight scales at which bias [out] fits its int32 code of step input_scale · weight scale."""
+    return bias.detach().float().abs() / (input_scale * MAX_BIAS_CODE)
+
+
+def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """int32 codes of bias [out] at scale [out] = input scale · weight scale, as integer kernels add it."""
+    return (bias.detach().double() / scale.double()).round().to(torch.int32)

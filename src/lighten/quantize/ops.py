@@ -1,0 +1,59 @@
+"""The two operators of a quantized graph, with the meaning of ONNX's QuantizeLinear and DequantizeLinear.
+
+    codes = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)        qmin, qmax: of zero_point's dtype
+    x_hat = (codes - zero_point) * scale
+
+scale and zero_point are scalars (one for the tensor) or vectors along `axis`. Each maps one to one onto its ONNX
+operator (`onnx_translations`), so what the module computes is what the runtime is told to compute.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("lighten", "DEF")
+_LIBRARY.define("quantize(Tensor x, Tensor scale, Tensor zero_point, int axis=0) -> Tensor")
+_LIBRARY.define("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis=0) -> Tensor")
+
+
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
+    limits = torch.iinfo(zero_point.dtype)
+    codes = torch.round(x / _along(scale, x, axis)) + _along(zero_point, x, axis)
+    return codes.clamp(limits.min, limits.max).to(zero_point.dtype)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
+    # int32 codes of a bias exceed float32's 24 bits only where the step is far below what a float32 sum resolves.
+    return (codes.to(scale.dtype) - _along(zero_point, codes, axis).to(scale.dtype)) * _along(scale, codes, axis)
+
+
+def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+    if vector.ndim == 0:
+        return vector
+    return vector.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+
+
+_LIBRARY.impl("quantize", _quantize, "CompositeExplicitAutograd")
+_LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
+_LIBRARY.impl("quantize", lambda x, scale, zero_point, axis=0: torch.empty_like(x, dtype=zero_point.dtype), "Meta")
+_LIBRARY.impl("dequantize", lambda codes, scale, zero_point, axis=0: torch.empty_like(codes, dtype=scale.dtype), "Meta")
+
+quantize = torch.ops.lighten.quantize.default
+dequantize = torch.ops.lighten.dequantize.default
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export(custom_translation_table=…)`."""
+    from onnxscript import FLOAT, INT8
+    from onnxscript import opset20 as op
+
+    # The exporter reads these signatures only to tell tensors from attributes; integer types of any width may come.
+    def quantize_linear(x: FLOAT, scale: FLOAT, zero_point: INT8, axis: int = 0) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point, axis=axis)
+
+    def dequantize_linear(codes: INT8, scale: FLOAT, zero_point: INT8, axis: int = 0) -> Any:
+        return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+    return {quantize: quantize_linear, dequantize: dequantize_linear}
