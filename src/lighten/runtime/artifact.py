@@ -25,6 +25,7 @@ FORMAT = "lighten-artifact"
 VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
+READS = 10  # a writer may replace the folder while it is read
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # no separator, no drive, not "." or ".."
 _KEYS = {"format", "version", "lighten", "runtime", "options", "inputs", "outputs", "plan", "notes", "files", "sha256"}
 
@@ -121,15 +122,17 @@ def read_artifact(folder: Path) -> Artifact:
     """
     folder = Path(folder)
     try:
-        before = _read_bytes(folder)
-        try:
-            return _verified(folder, before)
-        except ArtifactError:
-            if _read_bytes(folder) == before:
-                raise
-            return _verified(folder, _read_bytes(folder))  # it was replaced while we read
+        raw = _read_bytes(folder)
+        for _ in range(READS):
+            try:
+                return _verified(folder, raw)
+            except (ArtifactError, OSError):
+                before, raw = raw, _read_bytes(folder)
+                if raw == before:
+                    raise
     except OSError as error:
         raise ArtifactError(f"Cannot read the artifact '{folder}': {error.strerror} ({error.filename}).") from error
+    raise ArtifactError(f"Cannot read the artifact '{folder}': it was replaced {READS} times meanwhile. Try again.")
 
 
 def _verified(folder: Path, raw: bytes) -> Artifact:
