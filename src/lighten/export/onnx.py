@@ -59,13 +59,7 @@ def _export(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> Any:
         dynamic_shapes = pytree.tree_map(lambda x: {0: free} if isinstance(x, Tensor) and x.ndim else None, inputs)
     try:
         # The exporter reports on the terminal what only its authors can use.
-        with (
-            _quiet_log("torch.onnx"),
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.onnx.export(
                 captured,
                 inputs,
