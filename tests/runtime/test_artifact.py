@@ -204,3 +204,19 @@ def test_numpy_floats_are_no_notes(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_linear(tmp_path / "out", notes={"drop": np.float32(0.1)})
     assert not list(tmp_path.iterdir())
+
+
+def test_every_file_reaches_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lighten.runtime import folder as module
+
+    synced: list[str] = []
+    monkeypatch.setattr(module, "_sync", lambda path: synced.append(path.name))
+
+    def fill(to: Path) -> None:
+        (to / "inner").mkdir()
+        (to / "inner" / "file").write_text("x")
+
+    module.write_folder(tmp_path / "out", fill, lambda _: None)
+    assert synced[:2] in (["inner", "file"], ["file", "inner"])
+    assert synced[2].startswith(".out.writing-")
+    assert synced[3:] == [tmp_path.name]

@@ -130,8 +130,9 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _sync_tree(folder: Path) -> None:
-    for path in folder.iterdir():
-        _sync(path)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            _sync(path)
     _sync(folder)
 
 
