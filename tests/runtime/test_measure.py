@@ -15,7 +15,7 @@ from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.measure import LatencySample, alternate, measure_latency, ratio_interval
 from lighten.runtime.process import Worker
 from lighten.runtime.worker import warm_up
-from tests.runtime.models import write_linear, write_two
+from tests.runtime.models import WEIGHT, write_linear, write_two
 
 X = np.ones((4, 3), "float32")
 
@@ -105,9 +105,11 @@ def test_two_artifacts_are_timed_side_by_side(tmp_path: Path) -> None:
         assert [len(rounds) for rounds in found.blocks_ms] == [3, 3]
         assert all(len(block) >= 3 for rounds in found.blocks_ms for block in rounds)
         assert 0 < found.median <= found.p90 <= found.p99
+        assert len(found.outputs) == 1
         assert 0 < found.start_up.load_ms < found.start_up.cold_start_ms
         assert 2**20 < found.peak_bytes < 2**31
     assert ratio_interval(samples["a"], samples["b"]).value > 0
+    np.testing.assert_array_equal(samples["a"].outputs[0], X @ WEIGHT)
 
 
 def test_inputs_in_order_and_threads_by_name(tmp_path: Path) -> None:

@@ -38,13 +38,15 @@ class LatencySample:
     """All timed calls of one candidate. blocks_ms: [processes][rounds], each an array of calls.
 
     start_up: the median over processes. peak_bytes: the most memory that a process held. energy_mj: millijoules of
-    the whole CPU package a call, the median over blocks; None where they cannot be read.
+    the whole CPU package a call, the median over blocks; None where they cannot be read. outputs: what the artifact
+    made of the inputs.
     """
 
     blocks_ms: tuple[tuple[Array, ...], ...] = field(repr=False)
     start_up: StartUp = NO_START_UP
     peak_bytes: int = 0
     energy_mj: float | None = None
+    outputs: tuple[Array, ...] = field(default=(), repr=False)
 
     @property
     def samples_ms(self) -> Array:
@@ -144,6 +146,7 @@ def measure_latency(
     start_ups: dict[str, list[StartUp]] = {name: [] for name in artifacts}
     peak_bytes = dict.fromkeys(artifacts, 0)
     energies: dict[str, list[float]] = {name: [] for name in artifacts}
+    outputs: dict[str, tuple[Array, ...]] = {}
     with _inputs_file(inputs) as inputs_file:
         for _ in range(processes):
             with contextlib.ExitStack() as stack:
@@ -154,6 +157,7 @@ def measure_latency(
                 for name, rounds in alternate(workers, blocks, min_block_ms).items():
                     blocks_ms[name].append(tuple(rounds))
                     energies[name] += workers[name].energies_mj
+                    outputs[name] = workers[name].outputs
                     start_ups[name].append(workers[name].start_up)
                     peak_bytes[name] = max(peak_bytes[name], workers[name].peak_bytes)
     return {
@@ -162,6 +166,7 @@ def measure_latency(
             start_up=StartUp(*np.median(start_ups[name], axis=0).tolist()),
             peak_bytes=peak_bytes[name],
             energy_mj=float(np.median(energies[name])) if energies[name] else None,
+            outputs=outputs[name],
         )
         for name in artifacts
     }

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from lighten.errors import ArtifactError
 from lighten.runtime.energy import energy_meter
@@ -36,7 +37,7 @@ class Worker:
     """One artifact in one process; a context manager. It runs only while it is asked something.
 
     start_up: how long it took. peak_bytes: the most memory that the process held, as of the last block. energies_mj:
-    millijoules a call, one a block, where they can be read.
+    millijoules a call, one a block, where they can be read. outputs: of the first call, in the artifact's order.
 
     Raises:
         ArtifactError: the artifact cannot be read, loaded or run, or the process dies; with the end of its stderr.
@@ -57,11 +58,16 @@ class Worker:
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
         )
         try:
-            report = self._ask({"artifact": str(artifact), "inputs": str(inputs_file), "threads": threads})
+            with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
+                outputs = Path(folder) / "outputs.safetensors"
+                files = {"artifact": str(artifact), "inputs": str(inputs_file), "outputs": str(outputs)}
+                report = self._ask({**files, "threads": threads})
+                cold_start_ms = (time.perf_counter() - started) * 1e3
+                by_name = load_file(outputs)
+                self.outputs: tuple[Array, ...] = tuple(by_name[f"#{i}"] for i in range(len(by_name)))
         except BaseException:
             self.close()
             raise
-        cold_start_ms = (time.perf_counter() - started) * 1e3
         self.start_up = StartUp(cold_start_ms, report["import_ms"], report["load_ms"], report["first_call_ms"])
         self.block(0.0)  # answered only after its warm-up
         self.energies_mj.clear()

@@ -1,7 +1,8 @@
 """A process that loads one artifact and times it on request: ``python -m lighten.runtime.worker``.
 
-It speaks JSON, a line each way, over stdin and stdout: first a job {artifact, inputs, threads}, answered by what
-loading took; then {min_seconds} for every block, answered by the nanoseconds of each call. It ends with its stdin.
+It speaks JSON, a line each way, over stdin and stdout: first a job {artifact, inputs, outputs, threads}, answered by
+what loading took, with the outputs of the first call in a file; then {min_seconds} for every block, answered by the
+nanoseconds of each call. It ends with its stdin.
 Nothing heavy is imported beyond what the artifact's runtime needs.
 """
 
@@ -42,7 +43,8 @@ def main() -> None:
 
 def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     started = time.perf_counter()
-    from safetensors.numpy import load_file
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
 
     from lighten.runtime.artifact import read_artifact
     from lighten.runtime.backends import backend, compile_artifact
@@ -58,8 +60,9 @@ def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     arrays = [by_name[key] for key in keys if key in by_name]
     check_arrays(artifact.inputs, arrays)
     ready = time.perf_counter()
-    compiled(arrays)
+    outputs = compiled(arrays)
     first_call_ms = (time.perf_counter() - ready) * 1e3
+    save_file({f"#{i}": np.ascontiguousarray(output) for i, output in enumerate(outputs)}, job["outputs"])
     return lambda: compiled(arrays), {
         "import_ms": (imported - started) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
