@@ -7,10 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lighten.export import export as export
     from lighten.metric import ACCURACY as ACCURACY
     from lighten.metric import Metric as Metric
     from lighten.plan import LayerPlan as LayerPlan
     from lighten.plan import Plan as Plan
+    from lighten.prune import prune as prune
+    from lighten.quantize import quantize as quantize
+    from lighten.runtime.runner import load as load
+    from lighten.search.loop import compress as compress
     from lighten.task import Task as Task
     from lighten.task import load_task as load_task
 
@@ -22,12 +27,17 @@ _HOME = {
     "Metric": "lighten.metric",
     "Plan": "lighten.plan",
     "Task": "lighten.task",
+    "compress": "lighten.search.loop",
+    "load": "lighten.runtime.runner",
     "load_task": "lighten.task",
 }
-__all__ = ["__version__", *_HOME]
+_VERB_PACKAGES = ("export", "prune", "quantize")  # callable packages, see lighten.verb
+__all__ = ["__version__", *_HOME, *_VERB_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _VERB_PACKAGES:
+        return importlib.import_module(f"lighten.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lighten' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -19,7 +19,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """metric with its interval over n samples; latency_ms; size_bytes of the files as shipped; n_params; macs a sample."""
+    """metric with its interval over n samples; size_bytes of the files as shipped; macs of one sample."""
 
     metric_name: str
     metric: Interval

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import typer
 
 from lighten.cli.benchmark import benchmark
+from lighten.cli.compress import compress
 from lighten.cli.console import print_error
 from lighten.cli.doctor import doctor
+from lighten.cli.profile import profile
 from lighten.cli.report import report
 from lighten.cli.train import train
 from lighten.errors import LightenError
@@ -32,7 +34,9 @@ def _root() -> None:
 
 
 app.command()(benchmark)
+app.command()(compress)
 app.command()(doctor)
+app.command()(profile)
 app.command()(report)
 app.command()(train)
 

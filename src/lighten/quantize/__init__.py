@@ -1,5 +1,8 @@
 """Quantization: number formats, ranges, placement, and the rewriting of a graph."""
 
 from lighten.quantize.static import quantize
+from lighten.verb import make_callable
 
 __all__ = ["quantize"]
+
+make_callable(__name__, quantize)

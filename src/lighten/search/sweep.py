@@ -1,0 +1,208 @@
+"""The sweep: a few pruning ratios × {float, int8}, each built, recovered, lowered and scored.
+
+The first, plain search: every candidate is a real artifact, and what is known of it was measured on it. Accuracy comes
+from selection data through the candidate's own runtime; time from processes that take turns.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lighten.errors import ConfigError, LightenError
+from lighten.export import export
+from lighten.graph.capture import CapturedModule, capture, flat_inputs
+from lighten.graph.count import count_macs, count_parameters
+from lighten.metric import Interval, Scores, paired_drop
+from lighten.plan import Plan
+from lighten.prune import prune
+from lighten.quantize import quantize
+from lighten.recover.finetune import FineTuneConfig, fine_tune
+from lighten.runtime.cpu import int8_saturates, this_cpu
+from lighten.runtime.measure import LatencySample
+from lighten.runtime.runner import load
+from lighten.task import Task, as_args, batches, evaluate
+
+# A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
+MIN_STEPS = 600
+MIN_EPOCHS = 2
+MAX_BATCH = 128
+MIN_STEPS_AN_EPOCH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """ratios: shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
+
+    epochs: of fine-tuning, None = as many as make MIN_STEPS steps, at least MIN_EPOCHS. lr, distill_weight: of
+    fine-tuning; the original model teaches.
+    """
+
+    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.625, 0.75)
+    schemes: tuple[str | None, ...] = (None, "w8a8")
+    importance: str = "l2"
+    round_to: int = 8
+    epochs: int | None = None
+    lr: float = 0.02
+    distill_weight: float = 0.5
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios={self.ratios} must be one or more numbers in [0, 1). Try 0 0.25 0.5 0.75.")
+        if self.epochs is not None and self.epochs < 1:
+            raise ConfigError(f"epochs={self.epochs} is below 1. Leave it out for a default by the size of the data.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One trial. path: its artifact, None if it failed, and then note says why. scores: on selection data."""
+
+    name: str
+    ratio: float
+    scheme: str | None
+    n_params: int = 0
+    macs: int = 0
+    path: Path | None = None
+    size_bytes: int = 0
+    plan: Plan | None = None
+    scores: Scores | None = None
+    drop: Interval | None = None
+    latency: LatencySample | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the sweep is doing: done of total units of work, and a sentence."""
+
+    done: float
+    total: float
+    doing: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def sweep(task: Task, baseline: Scores, config: SweepConfig, folder: Path, tell: OnProgress) -> Iterator[Candidate]:
+    """Build every candidate in a folder of its own below folder; they come as they are ready.
+
+    baseline: the original's scores on selection data. A candidate that cannot be built comes with a note instead of a
+    path.
+    """
+    total = len(config.ratios) * len(config.schemes)
+    for i, ratio in enumerate(config.ratios):
+        done = i * len(config.schemes)
+        tell(Progress(done, total, f"{_name(ratio, None)}: pruning and fine-tuning" if ratio else "the original"))
+        try:
+            model = _recovered(task, ratio, config, partial(_tell_part, tell, done, total))
+        except LightenError as error:
+            for scheme in config.schemes:
+                yield Candidate(name=_name(ratio, scheme), ratio=ratio, scheme=scheme, note=str(error))
+            continue
+        for j, scheme in enumerate(config.schemes):
+            tell(Progress(done + (j + 1) / 2, total, f"{_name(ratio, scheme)}: lowering and scoring"))
+            yield _lowered(task, baseline, model, ratio, scheme, config, folder)
+
+
+def fine_tuning(n_train: int, config: SweepConfig) -> FineTuneConfig:
+    """The recipe for a training set of that size."""
+    batch_size = max(1, min(MAX_BATCH, n_train // MIN_STEPS_AN_EPOCH))
+    epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / (n_train // batch_size)))
+    return FineTuneConfig(
+        epochs=epochs,
+        lr=config.lr,
+        batch_size=batch_size,
+        seed=config.seed,
+        grad_clip=5.0,
+        distill_weight=config.distill_weight,
+    )
+
+
+def _recovered(task: Task, ratio: float, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
+    if ratio == 0:
+        return capture(task.model, task.example_inputs)
+    pruned = prune(
+        task.model,
+        ratio,
+        importance=config.importance,
+        scope="layer",
+        round_to=config.round_to,
+        example_inputs=task.example_inputs,
+    )
+    if all(layer.kept == layer.channels for layer in pruned.plan.layers.values()):
+        raise ConfigError(f"ratio={ratio} removes nothing: {len(pruned.plan.skipped)} layers cannot be pruned.")
+    if task.train is None or task.loss is None:
+        return pruned
+    recipe = fine_tuning(len(task.train), config)  # type: ignore[arg-type]
+    tuned = fine_tune(
+        pruned,
+        task.train,
+        task.loss,
+        recipe,
+        teacher=task.model if config.distill_weight > 0 else None,
+        on_step=lambda step: tell(0.5 * step.step / step.n_steps),
+    )
+    assert isinstance(tuned, CapturedModule)
+    tuned.plan = replace(pruned.plan, epochs=recipe.epochs, seed=config.seed)
+    return tuned
+
+
+def _lowered(
+    task: Task,
+    baseline: Scores,
+    model: CapturedModule,
+    ratio: float,
+    scheme: str | None,
+    config: SweepConfig,
+    folder: Path,
+) -> Candidate:
+    name = _name(ratio, scheme)
+    found = Candidate(
+        name=name,
+        ratio=ratio,
+        scheme=scheme,
+        n_params=count_parameters(model),
+        macs=count_macs(model, task.example_inputs),
+    )
+    try:
+        if scheme is not None:
+            bits = 7 if int8_saturates(this_cpu()) else None
+            calibration = batches(task.calibration, task.batch_size)
+            model = quantize(
+                model, scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits
+            )
+        model.plan = replace(model.plan, threads=config.threads, seed=config.seed)
+        artifact = export(model, task.example_inputs, folder / _folder_name(ratio, scheme), threads=config.threads)
+        scores = evaluate(load(artifact.path), task.selection, task.metric, task.batch_size)
+    except LightenError as error:
+        return replace(found, note=str(error))
+    return replace(
+        found,
+        path=artifact.path,
+        size_bytes=artifact.size_bytes,
+        plan=model.plan,
+        scores=scores,
+        drop=paired_drop(baseline, scores),
+    )
+
+
+def _tell_part(tell: OnProgress, done: float, total: float, part: float) -> None:
+    tell(Progress(done + part, total, ""))
+
+
+def _name(ratio: float, scheme: str | None) -> str:
+    channels = "all channels" if ratio == 0 else f"{100 * ratio:g} % fewer channels"
+    return f"{channels}, {scheme or 'float'}"
+
+
+def _folder_name(ratio: float, scheme: str | None) -> str:
+    return f"{round(1000 * ratio):03d}-{scheme or 'float'}"
+
+
+def representative_inputs(task: Task, batch: int) -> list[Any]:
+    """The first `batch` calibration samples as the runtime takes them, one array an input."""
+    return [x.numpy() for x in flat_inputs(as_args(next(batches(task.calibration, batch))))]
