@@ -16,6 +16,7 @@ class VerbPackage(ModuleType):
     """A module that passes calls on to the function of its own last name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the verb."""
         verb: Callable[..., Any] = vars(self)[self.__name__.rpartition(".")[2]]
         return verb(*args, **kwargs)
 

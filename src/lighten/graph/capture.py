@@ -9,6 +9,7 @@ came from.
 import copy
 import io
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
@@ -61,7 +62,9 @@ class CapturedModule(fx.GraphModule):
         return self.train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
-        copied: CapturedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
+        with warnings.catch_warnings():  # torch's own copying of its tree specs is deprecated by torch
+            warnings.simplefilter("ignore", FutureWarning)
+            copied: CapturedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         copied.plan, copied.batch_is_dynamic = self.plan, self.batch_is_dynamic
         for (_, old), (_, new) in zip(self.named_parameters(), copied.named_parameters(), strict=True):
             new.requires_grad_(old.requires_grad)
