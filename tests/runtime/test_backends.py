@@ -123,6 +123,13 @@ def test_a_worker_times_it(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_callers_arithmetic_stays_as_it_was(tmp_path: Path, name: str) -> None:
+    write_for(name, tmp_path / "out")
+    load(tmp_path / "out")(X)
+    assert (np.array([1e-40], "float32") * np.array([0.5], "float32"))[0] > 0  # denormals, too
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_describes_itself(name: str) -> None:
     found = backend(name).describe()
     assert found.name == name

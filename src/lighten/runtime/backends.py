@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -61,7 +62,10 @@ def compile_artifact(artifact: Artifact, threads: int | None = None) -> Compiled
         raise ArtifactError(
             f"'{artifact.path}' is for the runtime '{artifact.runtime}'. This lighten knows {', '.join(BACKENDS)}."
         )
-    return backend(artifact.runtime).compile(artifact, _threads(artifact, threads))
+    module, n_threads = backend(artifact.runtime), _threads(artifact, threads)
+    # Some runtimes make the thread that loads a model treat denormals as zero, for good. Not the caller's thread.
+    with ThreadPoolExecutor(1) as another:
+        return another.submit(module.compile, artifact, n_threads).result()
 
 
 def only_options(artifact: Artifact, known: Mapping[str, type]) -> dict[str, Any]:
