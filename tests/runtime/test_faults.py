@@ -37,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "model.onnx"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_refused_or_changes_nothing(written: Artifact, name: str, data: st.DataObject) -> None:
     path = written.path / name
@@ -58,6 +58,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(written: Artifact, name: s
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "model.onnx"])
+@settings(deadline=None)
 @given(share=st.floats(0, 0.999))
 def test_a_file_that_was_cut_off_is_refused(written: Artifact, name: str, share: float) -> None:
     path = written.path / name
@@ -79,6 +80,7 @@ def test_a_model_of_another_artifact_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a")
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=50) | st.binary(max_size=50).map(lambda raw: raw.decode("latin-1")))
 def test_any_other_manifest_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("any")

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.measure import LatencySample, alternate, measure_latency, ratio_interval
-from lighten.runtime.process import Worker
+from lighten.runtime.timed import Worker
 from lighten.runtime.worker import warm_up
 from tests.runtime.models import WEIGHT, write_linear, write_two
 
@@ -58,6 +58,7 @@ def test_quantiles_are_over_all_calls() -> None:
     )
 
 
+@settings(deadline=None)
 @given(drift=st.lists(st.floats(0.1, 10), min_size=6, max_size=30), factor=st.floats(0.2, 5))
 def test_drift_cancels_in_the_ratio(drift: list[float], factor: float) -> None:
     ratio = ratio_interval(sample(np.array(drift) * factor), sample(drift))
@@ -125,7 +126,7 @@ def test_nothing_to_time_is_refused(tmp_path: Path, settings: dict[str, Any]) ->
 
 def test_a_worker_passes_on_why_it_cannot(tmp_path: Path) -> None:
     write_linear(tmp_path / "a")
-    with pytest.raises(ArtifactError, match="Cannot time 'a': Input 'x' is float64"):
+    with pytest.raises(ArtifactError, match="Cannot run 'a': Input 'x' is float64"):
         measure_latency({"a": tmp_path / "a"}, [X.astype("float64")], threads=1)
     with pytest.raises(ArtifactError, match="is not an artifact"):
         measure_latency({"a": tmp_path}, [X], threads=1)
@@ -135,7 +136,7 @@ def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
     write_linear(tmp_path / "a")
     inputs = tmp_path / "inputs.safetensors"
     inputs.write_bytes(b"not safetensors")
-    with pytest.raises(ArtifactError, match=r"(?s)times 'a' ended with code 1.*SafetensorError"):
+    with pytest.raises(ArtifactError, match=r"(?s)runs 'a' ended with code 1.*SafetensorError"):
         Worker("a", tmp_path / "a", inputs, 1)
 
 
@@ -145,9 +146,31 @@ def test_a_killed_worker_is_noticed(tmp_path: Path) -> None:
     write_linear(tmp_path / "a")
     save_file({"x": X}, tmp_path / "inputs")
     with Worker("a", tmp_path / "a", tmp_path / "inputs", 1) as worker:
-        os.kill(worker._process.pid, signal.SIGKILL)
+        os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(ArtifactError, match="ended with code -9"):
             worker.block(1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
+def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    write_linear(tmp_path / "a")
+    save_file({"x": X}, tmp_path / "inputs")
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from lighten.runtime.timed import Worker\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "worker = Worker('a', folder / 'a', folder / 'inputs', 1)\n"
+        "print(worker.process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{int(done.stdout)}/status")
+    deadline = time.monotonic() + 5
+    while status.exists() and "(zombie)" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not status.exists() or "(zombie)" in status.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -162,10 +185,10 @@ def test_an_idle_worker_burns_no_time(tmp_path: Path) -> None:
     save_file({"x": X}, tmp_path / "inputs")
     with Worker("a", tmp_path / "a", tmp_path / "inputs", 2) as worker:
         worker.block(5.0)
-        before = cpu_ticks(worker._process.pid)
+        before = cpu_ticks(worker.process.pid)
         time.sleep(0.1)
-        assert cpu_ticks(worker._process.pid) <= before + 1  # the signal may arrive within the tick
-    assert worker._process.returncode is not None
+        assert cpu_ticks(worker.process.pid) <= before + 1  # the signal may arrive within the tick
+    assert worker.process.returncode is not None
 
 
 def test_warm_up_ends_when_stable_and_at_its_limit() -> None:

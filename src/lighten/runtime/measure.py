@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lighten.errors import ConfigError
-from lighten.runtime.process import StartUp, Worker
 from lighten.runtime.spec import Array
+from lighten.runtime.timed import StartUp, Worker
 
 if TYPE_CHECKING:
     from lighten.measurement import Latency

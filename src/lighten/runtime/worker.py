@@ -6,8 +6,10 @@ nanoseconds of each call. It ends with its stdin.
 Nothing heavy is imported beyond what the artifact's runtime needs.
 """
 
+import ctypes
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -17,6 +19,7 @@ from typing import Any, TextIO
 
 from lighten.errors import LightenError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MIN_CALLS = 3
 STABLE_WITHIN = 0.05
 WARM_UP_SECONDS = 1.0
@@ -24,6 +27,7 @@ WARM_UP_SECONDS = 1.0
 
 def main() -> None:
     """Answer jobs on stdin until it closes. What libraries print to stdout goes to stderr."""
+    _die_with_the_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
@@ -39,6 +43,12 @@ def main() -> None:
         samples_ns = _timed(call, min_seconds=json.loads(line)["min_seconds"], min_calls=MIN_CALLS)
         n_calls = len(refill) + len(samples_ns)
         _answer(answers, {"samples_ns": samples_ns, "n_calls": n_calls, "peak_bytes": peak_bytes()})
+
+
+def _die_with_the_parent() -> None:
+    """A parent that is killed cannot wake us to end us, if we are stopped just then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
