@@ -13,6 +13,7 @@ from lighten.runtime import benchmark as library
 from lighten.runtime.artifact import read_artifact
 from lighten.runtime.energy import EnergyMeter, energy_meter
 from lighten.runtime.measure import LatencySample
+from lighten.runtime.pool import Throughput
 from lighten.runtime.spec import TensorSpec
 from tests.runtime.models import write_linear, write_two
 
@@ -107,6 +108,26 @@ def test_the_command_end_to_end(tmp_path: Path) -> None:
     assert "median" in result.stderr
     result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "a"), "--size", "n"])
     assert result.exit_code == 2
+
+
+def test_throughput_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fake(folder: Path, inputs: list[np.ndarray], **settings: Any) -> list[Throughput]:
+        asked.update(settings, shape=inputs[0].shape)
+        return [Throughput(1, 100.0, 1.0), Throughput(2, 180.0, 0.9)]
+
+    monkeypatch.setattr(library, "measure_throughput", fake)
+    write_linear(tmp_path / "a")
+    result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "a"), "--throughput", "--batch", "4"])
+    assert (asked["shape"], asked["n_samples"]) == ((4, 3), 4)
+    assert "90%" in result.stderr
+    result = CliRunner().invoke(app, ["benchmark", str(tmp_path / "a"), "--throughput", "--format", "json"])
+    assert json.loads(result.stdout)[str(tmp_path / "a")][1] == {
+        "workers": 2,
+        "samples_per_s": 180.0,
+        "efficiency": 0.9,
+    }
 
 
 def test_energy_is_counted_over_a_wrap(tmp_path: Path) -> None:

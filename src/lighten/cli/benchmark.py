@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from lighten.cli.console import Format, FormatOption, print_json, stderr
 
 if TYPE_CHECKING:
     from lighten.runtime.benchmark import Benchmark, Entry
+    from lighten.runtime.pool import Throughput
 
 BUSY = 0.5  # runnable tasks a core
 
@@ -29,6 +32,9 @@ def benchmark(
     processes: Annotated[int, typer.Option(min=1, help="Fresh processes for each artifact.")] = 6,
     blocks: Annotated[int, typer.Option(min=1, help="Alternating blocks in each process.")] = 5,
     block_ms: Annotated[float, typer.Option(min=0.1, help="Milliseconds a block, at least.")] = 20.0,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Samples a second of parallel processes of one thread, instead.")
+    ] = False,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Time artifacts side by side: latency, speed-up with its interval, memory, cold start, energy."""
@@ -36,6 +42,14 @@ def benchmark(
 
     folders = artifacts if vs is None else [vs, *(folder for folder in artifacts if folder != vs)]
     sizes = dict(_axis(text) for text in size or [])
+    if throughput:
+        with stderr.status(f"Filling the machine with each of {len(folders)} artifacts"):
+            rates = library.throughputs(folders, batch=batch, sizes=sizes)
+        if output is Format.JSON:
+            print_json({name: [asdict(point) for point in points] for name, points in rates.items()})
+        else:
+            stderr.print(draw_throughputs(rates, batch))
+        return
     with stderr.status(f"Timing {len(folders)} artifacts"):
         found = library.benchmark(
             folders,
@@ -77,6 +91,18 @@ def draw(found: Benchmark) -> Table:
         if has_energy:
             cells.append("-" if sample.energy_mj is None else f"{sample.energy_mj:.3g}")
         table.add_row(*cells)
+    return table
+
+
+def draw_throughputs(rates: Mapping[str, Sequence[Throughput]], batch: int) -> Table:
+    """A row for each artifact and number of processes."""
+    table = Table(title=f"batch {batch}, processes of one thread")
+    table.add_column("artifact", overflow="fold")
+    for heading in ("processes", "samples/s", "efficiency"):
+        table.add_column(heading, justify="right")
+    for name, points in rates.items():
+        for point in points:
+            table.add_row(name, str(point.workers), f"{point.samples_per_s:.0f}", f"{point.efficiency:.0%}")
     return table
 
 

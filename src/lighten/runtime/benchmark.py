@@ -12,6 +12,7 @@ from lighten.errors import ConfigError
 from lighten.runtime.artifact import Artifact, read_artifact
 from lighten.runtime.cpu import this_cpu, usable_cores
 from lighten.runtime.measure import LatencySample, Ratio, measure_latency, ratio_interval
+from lighten.runtime.pool import Throughput, measure_throughput
 from lighten.runtime.spec import BATCH, Array, TensorSpec
 
 
@@ -122,6 +123,21 @@ def benchmark(
         for name, artifact, n_threads in zip(names, artifacts, chosen, strict=True)
     )
     return Benchmark(entries=entries, batch=batch, load=load)
+
+
+def throughputs(
+    folders: Sequence[Path], *, batch: int = 1, sizes: Mapping[str, int] | None = None, seconds: float = 2.0
+) -> dict[str, list[Throughput]]:
+    """Samples a second of each artifact, on made-up inputs, with 1, 2, 4, … processes of one thread.
+
+    Raises:
+        ConfigError, ArtifactError: as in benchmark.
+    """
+    found = {}
+    for folder in folders:
+        inputs = [made_up(spec, {BATCH: batch, **(sizes or {})}) for spec in read_artifact(Path(folder)).inputs]
+        found[str(folder)] = measure_throughput(Path(folder), inputs, n_samples=batch, seconds=seconds)
+    return found
 
 
 def made_up(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
