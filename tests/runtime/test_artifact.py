@@ -9,14 +9,15 @@ import pytest
 
 from lighten.errors import ArtifactError
 from lighten.plan import LayerPlan, Plan
-from lighten.runtime.artifact import MANIFEST, _self_hash, read_artifact
+from lighten.runtime.artifact import read_artifact
+from lighten.runtime.manifest import MANIFEST, self_hash
 from tests.runtime.models import IN, OUT, WEIGHT, linear, write_linear
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
     """Change the manifest and sign it again, as an attacker would."""
     manifest = {**json.loads((folder / MANIFEST).read_text()), **changes}
-    manifest["sha256"] = _self_hash(manifest)
+    manifest["sha256"] = self_hash(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighten.errors import ArtifactError, ConfigError
-from lighten.runtime.artifact import MANIFEST, Artifact, read_artifact
+from lighten.runtime.artifact import Artifact, read_artifact
+from lighten.runtime.manifest import MANIFEST
 from lighten.runtime.runner import load
 from tests.runtime.models import WEIGHT, write_linear
 

@@ -8,7 +8,6 @@ data only; reading one never unpickles and never runs anything.
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,12 @@ import lighten
 from lighten.errors import ArtifactError, LightenError
 from lighten.plan import Plan
 from lighten.runtime.folder import write_folder
+from lighten.runtime.manifest import FORMAT, MANIFEST, VERSION, must_be_plain, parse_manifest, read_manifest, self_hash
 from lighten.runtime.spec import TensorSpec
 
-MANIFEST = "lighten.json"
-FORMAT = "lighten-artifact"
-VERSION = 1
-MAX_MANIFEST_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
 READS = 10  # a writer may replace the folder while it is read
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")  # no separator, no drive, not "." or ".."
-_KEYS = {"format", "version", "lighten", "runtime", "options", "inputs", "outputs", "plan", "notes", "files", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def write_artifact(
         manifest["files"] = {
             name: {"sha256": _sha256(folder / name), "size_bytes": (folder / name).stat().st_size} for name in names
         }
-        manifest["sha256"] = _self_hash(manifest)
+        manifest["sha256"] = self_hash(manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     try:
@@ -122,12 +117,12 @@ def read_artifact(folder: Path) -> Artifact:
     """
     folder = Path(folder)
     try:
-        raw = _read_bytes(folder)
+        raw = read_manifest(folder)
         for _ in range(READS):
             try:
                 return _verified(folder, raw)
             except (ArtifactError, OSError):
-                before, raw = raw, _read_bytes(folder)
+                before, raw = raw, read_manifest(folder)
                 if raw == before:
                     raise
     except OSError as error:
@@ -136,7 +131,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def _verified(folder: Path, raw: bytes) -> Artifact:
-    manifest = _parse(folder, raw)
+    manifest = parse_manifest(folder, raw)
     try:
         files = {name: File(**entry) for name, entry in manifest["files"].items()}
         plan = None if manifest["plan"] is None else Plan.from_dict(manifest["plan"])
@@ -185,40 +180,6 @@ def _check_file(path: Path, expected: File) -> None:
         )
 
 
-def _read_bytes(folder: Path) -> bytes:
-    path = folder / MANIFEST
-    if not path.exists() and not path.is_symlink():
-        raise ArtifactError(f"'{folder}' is not an artifact: it holds no {MANIFEST}. Give the folder of one.")
-    _must_be_plain(path)
-    with path.open("rb") as file:
-        raw = file.read(MAX_MANIFEST_BYTES + 1)
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes. No manifest of ours is.")
-    return raw
-
-
-def _parse(folder: Path, raw: bytes) -> dict[str, Any]:
-    """The manifest as plain data, with its format, version and own hash checked."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        own_hash = _self_hash(manifest) if isinstance(manifest, dict) else None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' is not valid JSON: {error}. It was damaged: copy or export again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f'\'{path}\' does not say "format": "{FORMAT}". It is not an artifact of lighten.')
-    if manifest.get("version") != VERSION:
-        raise ArtifactError(
-            f"'{path}' has format version {manifest.get('version')!r}, and this lighten ({lighten.__version__}) reads "
-            f"{VERSION}. Use the lighten that wrote it ({manifest.get('lighten')!r}), or export the model again."
-        )
-    if set(manifest) != _KEYS:
-        raise ArtifactError(f"'{path}' misses or adds the keys {sorted(set(manifest) ^ _KEYS)}. Export again.")
-    if manifest["sha256"] != own_hash:
-        raise ArtifactError(f"'{path}' was changed after it was written: its own SHA-256 differs. Export again.")
-    return manifest
-
-
 def _must_be_ours(folder: Path) -> None:
     """Allow the replacement of an artifact, even a damaged one, and of an empty folder; of nothing else."""
     if folder.is_symlink() or not folder.is_dir():
@@ -226,7 +187,7 @@ def _must_be_ours(folder: Path) -> None:
     if not any(folder.iterdir()):
         return
     try:
-        listed = set(dict(_parse(folder, _read_bytes(folder))["files"]))
+        listed = set(dict(parse_manifest(folder, read_manifest(folder))["files"]))
         foreign = sorted(set(_file_names(folder)) - listed - {MANIFEST})
     except (ArtifactError, TypeError, ValueError) as error:
         raise ArtifactError(f"'{folder}' exists with other content, and is left alone: {error}") from error
@@ -241,13 +202,8 @@ def _is_allowed(name: str) -> bool:
 def _file_names(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir())
     for name in names:
-        _must_be_plain(folder / name)
+        must_be_plain(folder / name)
     return names
-
-
-def _must_be_plain(path: Path) -> None:
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise ArtifactError(f"'{path}' is a folder, a link or a device. An artifact holds plain files only.")
 
 
 def _sha256(path: Path) -> str:
@@ -256,21 +212,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _self_hash(manifest: Mapping[str, Any]) -> str:
-    """Of the content, not the layout: sorted keys, no spaces, everything but the hash itself."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError(f"a key appears twice among {[key for key, _ in pairs]}")
-    return data
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

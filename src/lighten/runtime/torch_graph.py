@@ -1,9 +1,7 @@
 """An exported ATen graph as data: ``graph.json`` says which operator takes what, ``weights.safetensors`` holds tensors.
 
-Nothing in these files is code. An operator is a name that is looked up in torch.ops.aten and must be a pure function of
-tensors and numbers there (no in-place operator, none that takes a file name, a stream or an arbitrary object); integer
-arithmetic on sizes comes from a list. Names of nodes are not stored: the graph is rebuilt with fresh ones, because
-torch.fx turns them into source text.
+Nothing in these files is code: an operator is a name, and torch_ops.py says which names there are. Names of nodes are
+not stored: the graph is rebuilt with fresh ones, because torch.fx turns them into source text.
 
 A value is JSON as it stands where it is None, a bool, a number, a string or a list; anything else is an object of one
 key that says what it is: {"node": 3}, {"dtype": "float32"}, {"slice": [0, null, 1]}, ….
@@ -11,8 +9,6 @@ key that says what it is: {"node": 3}, {"dtype": "float32"}, {"slice": [0, null,
 
 import json
 import math
-import operator
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +19,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from lighten.errors import ArtifactError, CaptureError
+from lighten.runtime.torch_ops import NAME_OF_FUNCTION, resolve
 
 GRAPH = "graph.json"
 WEIGHTS = "weights.safetensors"
 VERSION = 1
 
-_SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name)
-    for name in (*("getitem", "add", "sub", "mul", "floordiv", "mod", "neg"), *("eq", "ne", "lt", "le", "gt", "ge"))
-}
-_NAME_OF_FUNCTION = {function: name for name, function in _SIZE_FUNCTIONS.items()}
-_PLAIN_TYPES = {"Tensor", "int", "float", "bool", "number", "Device"}
-_TEXT_ARGUMENTS = {
-    *("approximate", "equation", "indexing", "norm", "pad_mode", "padding", "padding_side", "reduce", "rounding_mode"),
-    *("ord", "side"),
-}
-_PRIVATE = {
-    *("_log_softmax", "_native_batch_norm_legit_no_training", "_scaled_dot_product_flash_attention_for_cpu"),
-    *("_softmax", "_to_copy", "_unsafe_view", "_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm", "_int_mm"),
-}
 _CONSTANTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "dtype": (
         torch.dtype,
@@ -148,62 +131,23 @@ def _rebuild(data: dict[str, Any], weights: dict[str, Tensor], channels_last: bo
             kwargs = {str(key): _decode(value, nodes) for key, value in entry["kwargs"].items()}
             if not all(key.isidentifier() for key in kwargs):
                 raise ValueError(f"an argument is named {sorted(kwargs)}")
-            nodes.append(graph.call_function(_resolve(name), args, kwargs))
+            nodes.append(graph.call_function(resolve(name), args, kwargs))
     graph.output([_decode(value, nodes) for value in data["outputs"]])
     graph.lint()
     return fx.GraphModule(root, graph)
 
 
 def _name_of(node: fx.Node) -> str:
-    if node.target in _NAME_OF_FUNCTION:
-        return f"operator.{_NAME_OF_FUNCTION[node.target]}"
+    if node.target in NAME_OF_FUNCTION:
+        return f"operator.{NAME_OF_FUNCTION[node.target]}"
     if isinstance(node.target, torch._ops.OpOverload):
         name = str(node.target)
         try:
-            if _resolve(name) is node.target:
+            if resolve(name) is node.target:
                 return name
         except ValueError as error:
             raise CaptureError(f"Cannot write node '{node.name}': {error}.") from error
     raise CaptureError(f"Cannot write node '{node.name}': '{node.target}' is not an ATen operator.")
-
-
-def _resolve(name: str) -> Callable[..., Any]:
-    """The function of a name such as "aten.conv2d.default" or "operator.getitem".
-
-    Raises:
-        ValueError: it is not allowed, or not there.
-    """
-    namespace, _, rest = name.partition(".")
-    if namespace == "operator" and rest in _SIZE_FUNCTIONS:
-        return _SIZE_FUNCTIONS[rest]
-    packet_name, _, overload = rest.partition(".")
-    if namespace != "aten" or not packet_name.isidentifier() or not overload.isidentifier():
-        raise ValueError(f"'{name}' is not an ATen operator")
-    function = getattr(getattr(torch.ops.aten, packet_name, None), overload, None)
-    if not isinstance(function, torch._ops.OpOverload):
-        raise ValueError(f"PyTorch {torch.__version__} has no operator '{name}'")
-    if reason := _why_not(packet_name, function._schema):
-        raise ValueError(f"'{name}' {reason}, which an artifact may not use")
-    return function
-
-
-def _why_not(name: str, schema: Any) -> str:
-    """What is wrong with an operator, or ""."""
-    if name.startswith("_") and name not in _PRIVATE:
-        return "is private"
-    if schema.is_mutable:
-        return "changes its arguments"
-    if not schema.returns:
-        return "returns nothing"
-    for argument in schema.arguments:
-        kind = str(argument.type)
-        for wrapper in ("Optional[", "List["):
-            kind = kind.replace(wrapper, "")
-        kind = kind.rstrip("]")
-        # A generator may stay at its default, None: there is no way to write one down.
-        if kind not in _PLAIN_TYPES | {"Generator"} and not (kind == "str" and argument.name in _TEXT_ARGUMENTS):
-            return f"takes a {kind} '{argument.name}'"
-    return ""
 
 
 def _tensor_at(module: nn.Module, node: fx.Node) -> Tensor:
