@@ -27,10 +27,10 @@ def linear(weight: np.ndarray = WEIGHT) -> bytes:
     return _serialize(graph)
 
 
-def add_and_subtract() -> bytes:
+def add_and_subtract(shape: tuple[int | str, ...] = ("batch", 3)) -> bytes:
     """total = a + b, difference = a - b."""
-    of = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in "ab"]
-    to = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("total", "difference")]
+    of = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "ab"]
+    to = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("total", "difference")]
     nodes = [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
     return _serialize(helper.make_graph(nodes, "two", of, to))
 
@@ -46,11 +46,11 @@ def write_linear(folder: Path, weight: np.ndarray = WEIGHT, **changes: Any) -> A
     return write_artifact(folder, **{**settings, **changes})
 
 
-def write_two(folder: Path, **changes: Any) -> Artifact:
+def write_two(folder: Path, shape: tuple[int | str, ...] = ("batch", 3), **changes: Any) -> Artifact:
     settings: dict[str, Any] = {
-        "inputs": [TensorSpec(name, "float32", ("batch", 3)) for name in "ab"],
-        "outputs": [TensorSpec(name, "float32", ("batch", 3)) for name in ("total", "difference")],
-        "write_files": lambda to: (to / "model.onnx").write_bytes(add_and_subtract()),
+        "inputs": [TensorSpec(name, "float32", shape) for name in "ab"],
+        "outputs": [TensorSpec(name, "float32", shape) for name in ("total", "difference")],
+        "write_files": lambda to: (to / "model.onnx").write_bytes(add_and_subtract(shape)),
     }
     return write_linear(folder, **{**settings, **changes})
 

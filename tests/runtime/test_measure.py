@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.measure import LatencySample, alternate, measure_latency, ratio_interval
+from lighten.runtime.runner import load
+from lighten.runtime.spec import TensorSpec
 from lighten.runtime.timed import Worker
 from lighten.runtime.worker import warm_up
 from tests.runtime.models import WEIGHT, write_linear, write_two
@@ -132,6 +134,12 @@ def test_a_worker_passes_on_why_it_cannot(tmp_path: Path) -> None:
         measure_latency({"a": tmp_path}, [X], threads=1)
 
 
+def test_a_model_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
+    write_linear(tmp_path / "a", inputs=[TensorSpec("x", "float32", ("batch", 4))])  # the model takes 3
+    with pytest.raises(ArtifactError, match=r"Cannot run 'a': .*invalid dimensions"):
+        measure_latency({"a": tmp_path / "a"}, [np.ones((1, 4), "float32")], threads=1)
+
+
 def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
     write_linear(tmp_path / "a")
     inputs = tmp_path / "inputs.safetensors"
@@ -208,3 +216,11 @@ def test_a_worker_needs_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'onnx', 'scipy', 'openvino'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_scalars_stay_scalars(tmp_path: Path) -> None:
+    write_two(tmp_path / "two", shape=())
+    a, b = np.float32(3), np.float32(2)
+    found = measure_latency({"two": tmp_path / "two"}, [np.asarray(a), np.asarray(b)], threads=1, processes=1, blocks=1)
+    assert [output.item() for output in found["two"].outputs] == [5.0, 1.0]
+    assert [output.item() for output in load(tmp_path / "two")(a, b)] == [5.0, 1.0]

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -142,34 +142,41 @@ def measure_latency(
             f"Cannot time {len(artifacts)} artifacts in {processes} processes, {blocks} blocks of {min_block_ms} ms "
             "each. Every one of these must be positive."
         )
-    blocks_ms: dict[str, list[tuple[Array, ...]]] = {name: [] for name in artifacts}
-    start_ups: dict[str, list[StartUp]] = {name: [] for name in artifacts}
-    peak_bytes = dict.fromkeys(artifacts, 0)
-    energies: dict[str, list[float]] = {name: [] for name in artifacts}
-    outputs: dict[str, tuple[Array, ...]] = {}
+    of_each = {name: threads if isinstance(threads, int) else threads[name] for name in artifacts}
     with _inputs_file(inputs) as inputs_file:
-        for _ in range(processes):
-            with contextlib.ExitStack() as stack:
-                workers: dict[str, Worker] = {}
-                for name, path in artifacts.items():
-                    n_threads = threads if isinstance(threads, int) else threads[name]
-                    workers[name] = stack.enter_context(Worker(name, Path(path), inputs_file, n_threads))
-                for name, rounds in alternate(workers, blocks, min_block_ms).items():
-                    blocks_ms[name].append(tuple(rounds))
-                    energies[name] += workers[name].energies_mj
-                    outputs[name] = workers[name].outputs
-                    start_ups[name].append(workers[name].start_up)
-                    peak_bytes[name] = max(peak_bytes[name], workers[name].peak_bytes)
-    return {
-        name: LatencySample(
-            blocks_ms=tuple(blocks_ms[name]),
-            start_up=StartUp(*np.median(start_ups[name], axis=0).tolist()),
-            peak_bytes=peak_bytes[name],
-            energy_mj=float(np.median(energies[name])) if energies[name] else None,
-            outputs=outputs[name],
-        )
-        for name in artifacts
-    }
+        taken = [_take(artifacts, inputs_file, of_each, blocks, min_block_ms) for _ in range(processes)]
+    return {name: _sample([each[name] for each in taken]) for name in artifacts}
+
+
+class _Taken(NamedTuple):
+    """What one process of a candidate gave."""
+
+    rounds: tuple[Array, ...]
+    worker: Worker
+
+
+def _take(
+    artifacts: Mapping[str, Path], inputs_file: Path, threads: Mapping[str, int], blocks: int, min_block_ms: float
+) -> dict[str, _Taken]:
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker(name, Path(path), inputs_file, threads[name]))
+            for name, path in artifacts.items()
+        }
+        blocks_ms = alternate(workers, blocks, min_block_ms)
+    return {name: _Taken(tuple(blocks_ms[name]), worker) for name, worker in workers.items()}
+
+
+def _sample(taken: Sequence[_Taken]) -> LatencySample:
+    workers = [each.worker for each in taken]
+    energies_mj = [energy for worker in workers for energy in worker.energies_mj]
+    return LatencySample(
+        blocks_ms=tuple(each.rounds for each in taken),
+        start_up=StartUp(*np.median([worker.start_up for worker in workers], axis=0).tolist()),
+        peak_bytes=max(worker.peak_bytes for worker in workers),
+        energy_mj=float(np.median(energies_mj)) if energies_mj else None,
+        outputs=workers[0].outputs,
+    )
 
 
 def alternate(workers: Mapping[str, Worker], blocks: int, min_block_ms: float) -> dict[str, list[Array]]:
@@ -189,5 +196,5 @@ def _inputs_file(inputs: Sequence[Array] | Mapping[str, Array]) -> Iterator[Path
     by_name = dict(inputs) if isinstance(inputs, Mapping) else {f"#{i}": array for i, array in enumerate(inputs)}
     with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
         path = Path(folder) / "inputs.safetensors"
-        save_file({name: np.ascontiguousarray(array) for name, array in by_name.items()}, path)
+        save_file({name: np.asarray(array, order="C") for name, array in by_name.items()}, path)
         yield path

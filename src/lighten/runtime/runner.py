@@ -107,4 +107,4 @@ def _to_array(value: Any, name: str) -> Array:
         value = tensor.numpy()
     if not isinstance(value, (np.ndarray, np.generic)):
         raise ConfigError(f"Input '{name}' is a {type(value).__name__}. Give a NumPy array or a torch tensor.")
-    return np.ascontiguousarray(value) if value.ndim else np.asarray(value)
+    return np.asarray(value, order="C")

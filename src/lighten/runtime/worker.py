@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from lighten.errors import LightenError
+from lighten.errors import ArtifactError, LightenError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MIN_CALLS = 3
@@ -70,9 +70,12 @@ def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     arrays = [by_name[key] for key in keys if key in by_name]
     check_arrays(artifact.inputs, arrays)
     ready = time.perf_counter()
-    outputs = compiled(arrays)
+    try:
+        outputs = compiled(arrays)
+    except Exception as error:  # each runtime has its own
+        raise ArtifactError(str(error)) from error
     first_call_ms = (time.perf_counter() - ready) * 1e3
-    save_file({f"#{i}": np.ascontiguousarray(output) for i, output in enumerate(outputs)}, job["outputs"])
+    save_file({f"#{i}": np.asarray(output, order="C") for i, output in enumerate(outputs)}, job["outputs"])
     return lambda: compiled(arrays), {
         "import_ms": (imported - started) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
