@@ -147,7 +147,9 @@ def _name_of(node: fx.Node) -> str:
                 return name
         except ValueError as error:
             raise CaptureError(f"Cannot write node '{node.name}': {error}.") from error
-    raise CaptureError(f"Cannot write node '{node.name}': '{node.target}' is not an ATen operator.")
+    raise CaptureError(
+        f"Cannot write node '{node.name}': '{node.target}' is not an ATen operator. Export to onnxruntime instead."
+    )
 
 
 def _tensor_at(module: nn.Module, node: fx.Node) -> Tensor:
