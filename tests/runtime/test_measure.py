@@ -93,6 +93,18 @@ def test_luck_of_a_process_is_part_of_the_interval() -> None:
     assert ratio.high >= 1.15
 
 
+@pytest.mark.parametrize(("n_processes", "at_least", "at_most"), [(6, 0.88, 1.0), (1, 0.0, 0.6)])
+def test_processes_are_what_makes_the_interval_honest(n_processes: int, at_least: float, at_most: float) -> None:
+    """Process effects as large as the noise of a round: six processes nearly keep the 95 %, one cannot."""
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        luck = rng.normal(0, 0.03, (n_processes, 1))
+        noise = rng.normal(0, 0.03, (n_processes, 30 // n_processes))
+        ratio = ratio_interval(sample(1.3 * np.exp(luck + noise)), sample(np.ones(noise.shape)), seed=trial)
+        hits += ratio.low <= 1.3 <= ratio.high
+    assert at_least <= hits / 200 <= at_most
+
+
 def test_a_few_rounds_promise_nothing() -> None:
     ratio = ratio_interval(sample([2.0] * 5), sample([1.0] * 5))
     assert (ratio.value, ratio.low, ratio.high, ratio.is_different) == (2.0, 0.0, float("inf"), False)
