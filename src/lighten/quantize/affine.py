@@ -2,7 +2,7 @@
 
 Source: Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, sec. 2.
 Differs: a range without width gets scale 1, and a scale is raised where the bias of its channel would overflow its
-int32 code, so no input makes NaN or wraps around.
+int32 code, or where its product with the input scale would underflow, so nothing becomes NaN or wraps around.
 """
 
 import torch
@@ -42,8 +42,12 @@ def quantize_weight(weight: Tensor, bits: int, least_scale: Tensor | None = None
 
 
 def least_weight_scale(bias: Tensor, input_scale: Tensor) -> Tensor:
-    """[out] the smallest weight scales at which bias [out] fits its int32 code of step input_scale · weight scale."""
-    return bias.detach().float().abs() / (input_scale * MAX_BIAS_CODE)
+    """[out] the smallest weight scales at which bias [out] fits its int32 code of step input_scale · weight scale.
+
+    The step itself stays a normal float32. A scale is infinite where the bias dwarfs the input beyond float32.
+    """
+    largest = bias.detach().double().abs().clamp(min=MAX_BIAS_CODE * torch.finfo(torch.float32).tiny)
+    return (largest / (input_scale.double() * MAX_BIAS_CODE)).float()
 
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:

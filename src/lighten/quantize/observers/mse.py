@@ -51,7 +51,7 @@ class MSEObserver:
         largest = max(-low, high)
         if largest > 0:
             self._widen(largest)
-            self.counts += torch.histc(x, self.config.bins, -self.limit, self.limit).double()
+            self.counts += torch.histc(_relative(x, self.limit), self.config.bins, -1, 1).double()
 
     def range(self) -> tuple[float, float]:
         """(low, high), containing 0, with the least mean squared error among the candidates."""
@@ -62,7 +62,7 @@ class MSEObserver:
         seen = self.counts > 0
         centres, counts = centres[seen].clamp(self.low, self.high), self.counts[seen]
         shares = torch.linspace(1.0, 1 / 3, self.config.candidates, dtype=torch.float64)
-        errors = torch.stack([_error(centres, counts, s * self.low, s * self.high, self.config.bits) for s in shares])
+        errors = squared_errors(centres, counts, shares * self.low, shares * self.high, self.config.bits)
         best = float(shares[int(errors.argmin())])
         return best * self.low, best * self.high
 
@@ -75,10 +75,16 @@ class MSEObserver:
             self.limit *= 2
 
 
-def _error(centres: Tensor, counts: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Summed squared error of quantizing centres (each counts times) with codes spanning [low, high]."""
-    step = (high - low) / (2**bits - 1)
-    offset = (low / step).round()
-    codes = (centres / step).round().clamp(offset, offset + 2**bits - 1)
-    total: Tensor = ((codes * step - centres).square() * counts).sum()
-    return total
+def _relative(x: Tensor, limit: float) -> Tensor:
+    """x / limit in float32, where a limit that was doubled may be beyond float32 itself."""
+    return x / limit if limit < 1 else (x / 2) / (limit / 2)
+
+
+def squared_errors(centres: Tensor, counts: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """[candidates] summed squared errors of centres [n], each counts [n] times, under codes from low to high
+    [candidates]. All float64."""
+    step = ((high - low) / (2**bits - 1))[:, None]
+    lowest = (low[:, None] / step).round()
+    codes = (centres / step).round().clamp(lowest, lowest + 2**bits - 1)  # [candidates, n]
+    errors: Tensor = (codes * step - centres).square() @ counts
+    return errors
