@@ -3,11 +3,14 @@
 ONNX Runtime turns DequantizeLinear → operator → QuantizeLinear into one integer kernel when every tensor at the
 operator's border is quantized, and drops the pair around operators that only move data if both ends share one scale.
 So: what convolutions and linear layers read is quantized; what a convolution makes is quantized after its activation
-function (which is then part of the rounding); additions and concatenations are quantized where what follows is; data
-movement and max pooling pass the scale on.
+function (which is then part of the rounding); additions, concatenations and means are quantized where an integer
+kernel comes before and after, because between floats rounding would cost and save nothing; data movement and max
+pooling pass the scale on.
 """
 
 import operator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +18,25 @@ from torch import fx
 
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import layer_of
+from lighten.graph.groups import matches
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
 WEIGHTED = CONVOLUTIONS | {aten.linear.default}
-CLIPPING = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}  # done by the clamp of the rounding
+FLOAT_ONLY = {  # layers with a weight, but without an integer kernel that takes it
+    *(aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input),
+    *(aten.conv_transpose3d.input, aten.bilinear.default, aten.embedding.default, aten.embedding_bag.padding_idx),
+    *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
+}
 JOINING = {aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
+MAX_POOLING = {aten.max_pool1d.default, aten.max_pool2d.default}
+RETURNS_SEVERAL = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
 MOVING = {
-    *(aten.max_pool1d.default, aten.max_pool2d.default, aten.view.default, aten.reshape.default),
+    *(*MAX_POOLING, *RETURNS_SEVERAL, operator.getitem, aten.view.default, aten.reshape.default),
     *(aten.flatten.using_ints, aten.permute.default, aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim),
     *(aten.squeeze.dims, aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.slice.Tensor),
-    *(aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem),
+    *(aten.select.int, aten.narrow.default),
 }
 AVERAGING = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
 
@@ -34,17 +44,19 @@ AVERAGING = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mea
 @dataclass(frozen=True)
 class Placement:
     """points: nodes whose result is quantized with a scale of its own. followers: node -> the node whose scale it
-    shares. weighted: layers that become integer kernels. skipped: layers that stay float, with the reason."""
+    shares. weighted: layers that become integer kernels, by node with their names. skipped: layers that stay float,
+    with the reason."""
 
     points: tuple[fx.Node, ...]
     followers: dict[fx.Node, fx.Node]
-    weighted: tuple[fx.Node, ...]
+    weighted: dict[fx.Node, str]
     skipped: dict[str, str]
 
 
-def place(graph: fx.Graph, excluded: frozenset[str] = frozenset()) -> Placement:
-    """Choose the tensors to quantize. excluded: names of layers that stay float."""
-    weighted, skipped = _weighted_layers(graph, excluded)
+def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
+    """Choose the tensors to quantize. exclude: shell patterns over names of layers that stay float."""
+    weighted, skipped = _weighted_layers(graph, tuple(exclude))
+    integer = _made_by_integers(graph, weighted)
     wanted: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         after = _clipped(node)
@@ -54,42 +66,75 @@ def place(graph: fx.Graph, excluded: frozenset[str] = frozenset()) -> Placement:
                 wanted.add(after)
         elif node in wanted and node.target in MOVING:
             wanted.add(_source(node))
-        elif after in wanted and node.target in JOINING and _joins_tensors(node):
+        elif after in wanted and node in integer and node.target in JOINING and _joins_tensors(node):
             wanted.update(node.all_input_nodes)
-        elif node in wanted and node.target in AVERAGING:
-            wanted.add(node.all_input_nodes[0])
+        elif node in wanted and node in integer and node.target in AVERAGING:
+            wanted.add(_source(node))
     # What is wanted only because a clipping follows would be rounded twice.
     wanted -= {node for node in wanted if _clipped(node) is not node and _clipped(node) in wanted}
-    followers = {node: _root(node) for node in graph.nodes if node in wanted and node.target in MOVING}
-    points = tuple(node for node in graph.nodes if node in wanted and node not in followers)
-    returns_several = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
-    followers = {node: root for node, root in followers.items() if node.target not in returns_several}
-    return Placement(points, followers, tuple(n for n in graph.nodes if n in weighted), skipped)
+    moved = {node for node in wanted if node.target in MOVING}
+    points = tuple(node for node in graph.nodes if node in wanted and node not in moved)
+    followers = {node: _root(node) for node in graph.nodes if node in moved and node.target not in RETURNS_SEVERAL}
+    return Placement(points, followers, weighted, skipped)
 
 
-def _weighted_layers(graph: fx.Graph, excluded: frozenset[str]) -> tuple[set[fx.Node], dict[str, str]]:
-    weighted, skipped = set(), {}
+def pool_after_clipping_(graph: fx.Graph) -> None:
+    """Turn relu(max_pool(x)) into max_pool(relu(x)), which is the same, so that the clipping meets its convolution."""
+    for node in list(graph.nodes):
+        if not _is_clipping(node):
+            continue
+        pool = _source(node)
+        if pool.target in MAX_POOLING and list(pool.users) == [node]:
+            before = _source(pool)
+            node.replace_all_uses_with(pool)
+            pool.replace_input_with(before, node)
+            node.replace_input_with(pool, before)
+            node.append(pool)
+
+
+def _weighted_layers(graph: fx.Graph, exclude: tuple[str, ...]) -> tuple[dict[fx.Node, str], dict[str, str]]:
+    readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr" for _ in node.users)
+    weighted, skipped = {}, {}
     for node in graph.nodes:
+        if node.target in FLOAT_ONLY:
+            skipped[layer_of(node)] = f"not quantized: {node.target} has no integer kernel"
         if node.target not in WEIGHTED:
             continue
         given = arguments(node)
-        name = layer_of(given["weight"]) or layer_of(node)
         parameters = [given[key] for key in ("weight", "bias") if given[key] is not None]
-        if name in excluded:
+        name = layer_of(given["weight"]) or layer_of(node)
+        if matches(name, exclude) or matches(layer_of(node), exclude):
             skipped[name] = "not quantized: excluded"
         elif any(p.op != "get_attr" for p in parameters):
             skipped[name] = "not quantized: its weight is computed, not stored"
-        elif any(len(p.users) > 1 for p in parameters):
-            skipped[name] = "not quantized: its weight is shared with another layer"
+        elif any(readers[str(p.target)] > 1 for p in parameters):
+            skipped[layer_of(node)] = "not quantized: its weight is shared with another layer"
         else:
-            weighted.add(node)
+            weighted[node] = name
     return weighted, skipped
+
+
+def _made_by_integers(graph: fx.Graph, weighted: Iterable[fx.Node]) -> set[fx.Node]:
+    """Integer kernels, and what only moves, clips, joins or averages a result of theirs."""
+    made = set(weighted)
+    for node in graph.nodes:
+        passes = node.target in MOVING | JOINING | AVERAGING or _is_clipping(node)
+        if passes and any(n in made for n in node.all_input_nodes):
+            made.add(node)
+    return made
+
+
+def _is_clipping(node: fx.Node) -> bool:
+    """Whether the clamp of the rounding does what node does: cut at 0, the lowest code of a range from 0."""
+    if node.target == aten.hardtanh.default:
+        return bool(arguments(node)["min_val"] == 0)
+    return node.target in (aten.relu.default, aten.relu6.default)
 
 
 def _clipped(node: fx.Node) -> fx.Node:
     """The activation function that alone reads node, or node itself."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in CLIPPING else node
+    return users[0] if len(users) == 1 and _is_clipping(users[0]) else node
 
 
 def _joins_tensors(node: fx.Node) -> bool:

@@ -5,26 +5,25 @@ The result holds integer codes, and computes in float what integer kernels compu
 a bias in int32 steps of input scale · weight scale, one rounding where a kernel ends.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.graph.arguments import arguments
-from lighten.graph.capture import CapturedModule, capture, flat_inputs, get_tensor, layer_of
+from lighten.graph.capture import CapturedModule, capture, get_tensor, layer_of
 from lighten.graph.fold import fold_batch_norm_
-from lighten.graph.groups import matches
 from lighten.plan import LayerPlan
-from lighten.quantize import observers, ops  # noqa: F401  importing observers fills the registry
+from lighten.quantize import ops
 from lighten.quantize.affine import least_weight_scale, qparams_of_range, quantize_bias, quantize_weight
-from lighten.quantize.placement import Placement, place
-from lighten.quantize.scheme import Scheme, parse_scheme
-from lighten.registry import observer as observer_registry
+from lighten.quantize.placement import Placement, place, pool_after_clipping_
+from lighten.quantize.ranges import Ranges, observe_ranges
+from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
 from lighten.task import as_args
-
-Ranges = dict[fx.Node, tuple[float, float]]
 
 
 def quantize(
@@ -47,89 +46,84 @@ def quantize(
     lighten.runtime.cpu.int8_saturates). What was quantized and what was left alone is in the result's `plan`.
 
     Raises:
-        ConfigError: a setting is unknown. TaskError: no calibration data, or NaN in it. CaptureError: see capture.
+        ConfigError: a setting is unknown, or model is quantized already. TaskError: the calibration data is missing,
+        does not fit the model, or holds NaN. CaptureError: see capture; or model is not float32.
     """
     chosen = parse_scheme(scheme)
+    bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
     if method not in (None, "rtn"):
         raise ConfigError(f"There is no rounding method '{method}' for {chosen.name}. Available: rtn (the default).")
-    batches = list(calibration or ())
-    if not batches:
-        raise TaskError(
-            f"{chosen.name} needs calibration data to find the ranges of activations, and got none. "
-            "Pass calibration=[batch, …]; 100 to 500 typical samples are enough."
-        )
-    bits = weight_bits or chosen.weight_bits
-    captured = capture(model, as_args(batches[0]) if example_inputs is None else example_inputs)
+    if isinstance(model, CapturedModule) and model.plan.scheme is not None:
+        raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
+    first, batches = _peek(calibration, chosen)
+    inputs = as_args(first) if example_inputs is None else example_inputs
+    _must_be_float32(model, inputs)
+    captured = capture(model, inputs)
     fold_batch_norm_(captured)
-    placement = place(captured.graph, _excluded(captured, tuple(exclude)))
+    pool_after_clipping_(captured.graph)
+    placement = place(captured.graph, exclude)
     ranges = observe_ranges(captured, placement.points, batches, observer)
     _insert(captured, placement, ranges, bits)
-    quantized = {name: LayerPlan(scheme=chosen.name) for name in _quantized_names(captured)}
     captured.plan = captured.plan.with_layers(
-        quantized, skipped=placement.skipped, scheme=chosen.name, observer=observer, weight_bits=bits
+        {name: LayerPlan(scheme=chosen.name) for name in placement.weighted.values()},
+        skipped=placement.skipped,
+        scheme=chosen.name,
+        observer=observer,
+        weight_bits=bits,
     )
     return captured
 
 
-def observe_ranges(
-    captured: CapturedModule, points: Iterable[fx.Node], batches: Iterable[Any], observer: str
-) -> Ranges:
-    """The range of every point over batches, as the observer of that name sees it. Memory: one batch's activations.
+def _peek(calibration: Iterable[Any] | None, scheme: Scheme) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and all of them: one at a time, they need not fit into memory together."""
+    if isinstance(calibration, Tensor):
+        raise TaskError("calibration is a tensor, but must be a list of batches. Pass calibration=[batch, …].")
+    batches = iter(() if calibration is None else calibration)
+    for first in batches:
+        return first, itertools.chain([first], batches)
+    raise TaskError(
+        f"{scheme.name} needs calibration data to find the ranges of activations, and got none. "
+        "Pass calibration=[batch, …]; 100 to 500 typical samples are enough."
+    )
 
-    Raises:
-        TaskError: an activation is NaN or infinite; the message names the layer.
-    """
-    entry = observer_registry[observer]
-    watching = {point: entry.function(entry.config()) for point in points}
 
-    class Watcher(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in watching:
-                if not value.isfinite().all():
-                    raise TaskError(
-                        f"The activation '{n.name}' of layer '{layer_of(n)}' is NaN or infinite during calibration. "
-                        "Check the calibration data and the weights of the layers before it."
-                    )
-                watching[n].observe(value)
-            return value
-
-    with torch.no_grad():
-        for batch in batches:
-            Watcher(captured).run(*flat_inputs(as_args(batch)), enable_io_processing=False)
-    return {point: watcher.range() for point, watcher in watching.items()}
+def _must_be_float32(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    tensors = itertools.chain(model.parameters(), model.buffers(), pytree.tree_leaves(inputs))
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise CaptureError(
+                f"The model or its input is {tensor.dtype}, and integer kernels are fed from float32. "
+                "Quantize model.float(), with inputs converted by .float()."
+            )
 
 
 def _insert(captured: CapturedModule, placement: Placement, ranges: Ranges, weight_bits: int) -> None:
     """Write the quantize and dequantize nodes, and replace weights by their codes, in place."""
-    qparams = {}
-    for point, (low, high) in ranges.items():
-        scale, zero_point = qparams_of_range(low, high)
-        captured.register_buffer(f"{point.name}_scale", scale)
-        captured.register_buffer(f"{point.name}_zero_point", zero_point)
-        qparams[point] = scale
-    inputs = {node: _root_of(placement, arguments(node)["input"]) for node in placement.weighted}
-    for node in placement.weighted:
-        _quantize_parameters(captured, node, qparams[inputs[node]], weight_bits)
-    for node in (*placement.points, *placement.followers):
-        _round_trip(captured.graph, node, placement.followers.get(node, node).name)
+    qparams = {point: qparams_of_range(*limits) for point, limits in ranges.items()}
+    for node, name in placement.weighted.items():
+        read = arguments(node)["input"]
+        input_scale, _ = qparams[placement.followers.get(read, read)]
+        _quantize_parameters(captured, node, name, input_scale, weight_bits)
+    for point, (scale, zero_point) in qparams.items():
+        names = [
+            _register(captured, f"{point.name}_{part}", value)
+            for part, value in (("scale", scale), ("zero_point", zero_point))
+        ]
+        for node in (point, *(f for f, root in placement.followers.items() if root is point)):
+            _round_trip(captured.graph, node, *names)
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()
     captured.graph.lint()
     captured.recompile()
 
 
-def _root_of(placement: Placement, node: fx.Node) -> fx.Node:
-    return placement.followers.get(node, node)
-
-
-def _round_trip(graph: fx.Graph, node: fx.Node, owner: str) -> None:
-    """Everyone who reads node reads dequantize(quantize(node)) instead, with the scale registered under owner."""
+def _round_trip(graph: fx.Graph, node: fx.Node, scale_name: str, zero_point_name: str) -> None:
+    """Everyone who reads node reads dequantize(quantize(node)) instead."""
     with graph.inserting_after(node):
         dequantized = graph.call_function(ops.dequantize, ())
     with graph.inserting_before(dequantized):
-        scale = graph.get_attr(f"{owner}_scale")
-        zero_point = graph.get_attr(f"{owner}_zero_point")
+        scale = graph.get_attr(scale_name)
+        zero_point = graph.get_attr(zero_point_name)
         codes = graph.call_function(ops.quantize, (node, scale, zero_point))
     node.replace_all_uses_with(dequantized, lambda user: user is not codes)
     dequantized.args = (codes, scale, zero_point)
@@ -137,20 +131,23 @@ def _round_trip(graph: fx.Graph, node: fx.Node, owner: str) -> None:
         made.meta = {"layer": layer_of(node)}
 
 
-def _quantize_parameters(captured: CapturedModule, node: fx.Node, input_scale: Tensor, bits: int) -> None:
+def _quantize_parameters(captured: CapturedModule, node: fx.Node, layer: str, input_scale: Tensor, bits: int) -> None:
     given = arguments(node)
-    name = str(given["weight"].target)
-    weight = get_tensor(captured, name)
-    if not weight.isfinite().all():
-        raise CaptureError(f"The weight '{name}' holds NaN or infinite values. Check the checkpoint.")
-    bias_node = given["bias"]
-    bias = None if bias_node is None else get_tensor(captured, str(bias_node.target))
-    least = None if bias is None else least_weight_scale(bias, input_scale)
-    codes, scale = quantize_weight(weight, bits, least)
+    weight = get_tensor(captured, str(given["weight"].target))
+    bias = None if given["bias"] is None else get_tensor(captured, str(given["bias"].target))
+    for what, value in (("weight", weight), ("bias", bias)):
+        if value is not None and not value.isfinite().all():
+            raise CaptureError(f"The {what} of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
+    codes, scale = quantize_weight(weight, bits, None if bias is None else least_weight_scale(bias, input_scale))
+    bias_scale = scale * input_scale
+    if not bias_scale.isfinite().all():
+        raise CaptureError(
+            f"Layer '{layer}' cannot be quantized: no float32 scale spans its input, in steps of "
+            f"{float(input_scale):.3g}, and its weight or bias. Exclude it, or bring its input nearer to 1."
+        )
     _store(captured, given["weight"], codes, scale)
     if bias is not None:
-        bias_scale = scale * input_scale
-        _store(captured, bias_node, quantize_bias(bias, bias_scale), bias_scale)
+        _store(captured, given["bias"], quantize_bias(bias, bias_scale), bias_scale)
 
 
 def _store(captured: CapturedModule, parameter: fx.Node, codes: Tensor, scale: Tensor) -> None:
@@ -161,10 +158,10 @@ def _store(captured: CapturedModule, parameter: fx.Node, codes: Tensor, scale: T
     parts = {"codes": codes, "scale": scale, "zero_point": torch.zeros_like(scale, dtype=codes.dtype)}
     graph = captured.graph
     with graph.inserting_before(parameter):
-        nodes = []
-        for part, value in parts.items():
-            owner.register_buffer(f"{leaf}_{part}", value)
-            nodes.append(graph.get_attr(f"{owner_name}.{leaf}_{part}".lstrip(".")))
+        nodes = [
+            graph.get_attr(f"{owner_name}.{_register(owner, f'{leaf}_{part}', value)}".lstrip("."))
+            for part, value in parts.items()
+        ]
         stored = graph.call_function(ops.dequantize, tuple(nodes))
     for node in (*nodes, stored):
         node.meta = dict(parameter.meta)
@@ -172,10 +169,9 @@ def _store(captured: CapturedModule, parameter: fx.Node, codes: Tensor, scale: T
     graph.erase_node(parameter)
 
 
-def _excluded(captured: CapturedModule, patterns: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(name for name, _ in captured.named_modules() if name and matches(name, patterns))
-
-
-def _quantized_names(captured: CapturedModule) -> list[str]:
-    suffix = ".weight_codes"
-    return [name.removesuffix(suffix) for name, _ in captured.named_buffers() if name.endswith(suffix)]
+def _register(owner: nn.Module, name: str, value: Tensor) -> str:
+    """Make value a buffer of owner, under name or, where the author has taken it, the next free one."""
+    while hasattr(owner, name):
+        name += "_"
+    owner.register_buffer(name, value)
+    return name

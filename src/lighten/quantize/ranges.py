@@ -1,0 +1,75 @@
+"""Ranges: what calibration data says about the activations of a graph, one batch in memory at a time."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import _pytree as fx_pytree
+
+from lighten.errors import TaskError
+from lighten.graph.capture import CapturedModule, layer_of
+from lighten.quantize import observers  # noqa: F401  importing the package fills the registry
+from lighten.registry import observer as observer_registry
+from lighten.task import as_args
+
+Ranges = dict[fx.Node, tuple[float, float]]
+
+
+def observe_ranges(
+    captured: CapturedModule, points: Iterable[fx.Node], batches: Iterable[Any], observer: str
+) -> Ranges:
+    """The range of every point over batches, as the observer of that name sees it; of no floats, there is none.
+
+    Raises:
+        TaskError: a batch does not fit the model, or an activation is NaN or infinite (the message names the layer).
+    """
+    watcher = _Watcher(captured, points, observer)
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            try:
+                watcher.run(*placeholder_values(captured, as_args(batch)), enable_io_processing=False)
+            except TaskError:
+                raise
+            except Exception as error:
+                said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+                raise TaskError(
+                    f"Calibration batch {index} does not fit the model: {said}. A batch is what the model is called "
+                    "with: a tensor, or a tuple of its positional arguments, without targets."
+                ) from error
+    return {point: watching.range() for point, watching in watcher.watching.items() if point in watcher.seen}
+
+
+def placeholder_values(captured: CapturedModule, inputs: tuple[Any, ...]) -> list[Any]:
+    """The leaves of inputs in the order of the graph's placeholders, whatever the order of the keys of a dict.
+
+    Raises:
+        ValueError: there are more inputs, or fewer, than the model takes.
+    """
+    takes = captured._in_spec.child(0).num_children
+    if len(inputs) != takes:
+        raise ValueError(f"it has {len(inputs)} inputs, and the model takes {takes}")
+    values: list[Any] = fx_pytree.tree_flatten_spec((inputs, {}), captured._in_spec)
+    return values
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, captured: CapturedModule, points: Iterable[fx.Node], observer: str) -> None:
+        super().__init__(captured)
+        self.extra_traceback = False  # it would be appended to our messages
+        entry = observer_registry[observer]
+        self.watching = {point: entry.function(entry.config()) for point in points}
+        self.seen: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.watching and isinstance(value, Tensor) and value.is_floating_point():
+            if not value.isfinite().all():
+                what = f"input '{n.name}'" if n.op == "placeholder" else f"output of layer '{layer_of(n)}' ({n.name})"
+                raise TaskError(
+                    f"The {what} is NaN or infinite during calibration. Check the calibration data and the weights "
+                    "up to there."
+                )
+            self.watching[n].observe(value)
+            self.seen.add(n)
+        return value
