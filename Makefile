@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
+# Threads that wait by spinning starve each other where anything else runs; see src/lighten/cli/__init__.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint types install clean
 
 demo: install

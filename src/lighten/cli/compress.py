@@ -83,7 +83,7 @@ def table(result: Result) -> Table:
     data = result.data
     drawn = Table(title=f"{data['task']}: {data['trials']} trials in {data['wall_s']} s", title_justify="left")
     for column in ("", "latency ms", "speed-up", "size kB", data["baseline"]["metric"]["name"], "drop"):
-        drawn.add_column(column, justify="left" if not column else "right")
+        drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
     base_ms = data["baseline"]["latency_ms"]["median"]
 
     def row(name: str, entry: dict[str, Any], drop: dict[str, Any] | None, style: str = "") -> None:

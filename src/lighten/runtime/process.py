@@ -31,7 +31,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
+            env=_environment(threads),
         )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -91,3 +91,9 @@ class Process:
         self._stderr.seek(max(0, size_bytes - TAIL_BYTES))
         said = self._stderr.read().decode(errors="replace").strip()
         return f"The process that runs '{self.name}' ended with code {code}. It said last:\n{said or '(nothing)'}"
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A worker runs as a user's own process would: how lighten's own threads wait (see cli) is not handed on."""
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    return inherited | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}

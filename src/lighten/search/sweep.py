@@ -26,7 +26,7 @@ from lighten.runtime.runner import load
 from lighten.task import Task, as_args, batches, evaluate
 
 # A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
-MIN_STEPS = 600
+MIN_STEPS = 400
 MIN_EPOCHS = 2
 MAX_BATCH = 128
 MIN_STEPS_AN_EPOCH = 20
@@ -40,7 +40,7 @@ class SweepConfig:
     fine-tuning; the original model teaches.
     """
 
-    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.625, 0.75)
+    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
     schemes: tuple[str | None, ...] = (None, "w8a8")
     importance: str = "l2"
     round_to: int = 8
@@ -195,8 +195,7 @@ def _tell_part(tell: OnProgress, done: float, total: float, part: float) -> None
 
 
 def _name(ratio: float, scheme: str | None) -> str:
-    channels = "all channels" if ratio == 0 else f"{100 * ratio:g} % fewer channels"
-    return f"{channels}, {scheme or 'float'}"
+    return f"{100 * (1 - ratio):g} % of channels, {scheme or 'float'}"
 
 
 def _folder_name(ratio: float, scheme: str | None) -> str:

@@ -1,0 +1,157 @@
+"""compress end to end on a task that trains in a second."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import lighten
+from lighten.errors import ArtifactError, CaptureError, TaskError
+from lighten.metric import Metric
+from lighten.plan import Plan
+from lighten.search.loop import Result
+from lighten.search.sweep import SweepConfig, fine_tuning
+from lighten.task import evaluate
+from tests.tiny import images, tiny_task
+
+SMALL = SweepConfig(ratios=(0.0, 0.5), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return lighten.compress(
+        tiny_task(), max_drop=0.05, out_dir=tmp_path_factory.mktemp("out") / "tiny", threads=1, sweep_config=SMALL
+    )
+
+
+def test_result_json_holds_what_the_design_promises(result: Result) -> None:
+    data = json.loads((result.path / "result.json").read_text())
+    assert data == json.loads(json.dumps(result.data))
+    assert set(data) >= {
+        "task",
+        "seed",
+        "baseline",
+        "compressed",
+        "drop",
+        "speedup",
+        "size_ratio",
+        "trials",
+        "environment",
+    }
+    for side in ("baseline", "compressed"):
+        assert set(data[side]) == {"metric", "latency_ms", "size_bytes", "n_params", "macs"}
+        assert set(data[side]["metric"]) == {"name", "value", "ci95", "n"}
+        assert set(data[side]["latency_ms"]) == {"median", "p90", "runtime", "threads", "batch"}
+        assert data[side]["metric"]["n"] == 200
+    assert data["trials"] == len(data["candidates"]) == 4
+    assert sum(candidate["chosen"] for candidate in data["candidates"]) == 1
+    assert not any(candidate["note"] for candidate in data["candidates"])
+
+
+def test_the_figures_are_those_of_the_artifact_on_disk(result: Result) -> None:
+    runner = lighten.load(result.path / "artifact")
+    data = result.data
+    assert data["compressed"]["size_bytes"] == sum(f.stat().st_size for f in (result.path / "artifact").iterdir())
+    scores = evaluate(runner, TensorDataset(*images(200, 3)), tiny_task().metric, 50)
+    assert scores.interval.value == data["compressed"]["metric"]["value"]
+    assert data["drop"]["value"] == pytest.approx(
+        data["baseline"]["metric"]["value"] - data["compressed"]["metric"]["value"]
+    )
+    assert runner.artifact.plan == Plan.load(result.path / "plan.yaml") == result.plan
+
+
+def test_the_best_is_smaller_and_within_the_drop(result: Result) -> None:
+    data = result.data
+    assert result.accepted
+    assert data["drop"]["value"] <= 0.05
+    assert data["compressed"]["size_bytes"] < data["baseline"]["size_bytes"] / 2
+    assert "<html" in (result.path / "report.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_models_and_metrics(result: Result, tmp_path: Path) -> None:
+    again = lighten.compress(tiny_task(), max_drop=0.05, out_dir=tmp_path / "again", threads=1, sweep_config=SMALL).data
+    for one, other in zip(result.data["candidates"], again["candidates"], strict=True):
+        assert one["metric"] == other["metric"]
+        assert one["drop"] == other["drop"]
+        assert (one["n_params"], one["macs"]) == (other["n_params"], other["macs"])
+
+
+def test_nothing_within_the_budget_is_said_and_the_nearest_is_written(tmp_path: Path) -> None:
+    def worse_when_compressed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        # Any change of the logits counts as an error: only the float original scores full marks.
+        return (outputs.abs().max(1).values * 1e4 % 1).double()
+
+    task = tiny_task(metric=Metric("oddity", worse_when_compressed), train=None, loss=None)
+    result = lighten.compress(
+        task,
+        max_drop=0.0,
+        max_size_bytes=1,
+        out_dir=tmp_path / "out",
+        threads=1,
+        sweep_config=SweepConfig(ratios=(0.5,), schemes=("w8a8",)),
+    )
+    assert not result.accepted
+    assert result.verdict.startswith(("Nothing within the budget", "Nothing that was tried"))
+    assert {path.name for path in result.path.iterdir()} == {"artifact", "plan.yaml", "result.json", "report.html"}
+
+
+def test_a_folder_with_other_content_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match=r"other content \(thesis.tex\)"):
+        lighten.compress(tiny_task(), max_drop=0.01, out_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_earlier_result_may_be_replaced(result: Result) -> None:
+    before = (result.path / "result.json").stat().st_ino
+    again = lighten.compress(
+        tiny_task(),
+        max_drop=0.05,
+        out_dir=result.path,
+        threads=1,
+        sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",)),
+    )
+    assert (again.path / "result.json").stat().st_ino != before
+    assert again.data["trials"] == 1
+    assert list(result.path.parent.iterdir()) == [result.path]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, os.strerror(28), "report.html")
+
+    monkeypatch.setattr("lighten.search.loop.write_report", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        lighten.compress(
+            tiny_task(),
+            max_drop=0.05,
+            out_dir=tmp_path / "out",
+            threads=1,
+            sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",)),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nan_metric_and_a_model_that_cannot_be_traced_are_refused(tmp_path: Path) -> None:
+    class Branch(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    broken = Metric("broken", lambda outputs, targets: torch.full((len(targets),), float("nan")))
+    with pytest.raises(TaskError, match="'broken' is NaN"):
+        lighten.compress(tiny_task(metric=broken), max_drop=0.01, out_dir=tmp_path / "a")
+    with pytest.raises(CaptureError, match=r"return x if x.sum"):
+        lighten.compress(tiny_task(model=Branch()), max_drop=0.01, out_dir=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_sets_get_more_epochs() -> None:
+    assert fine_tuning(55_000, SweepConfig()).epochs == 2
+    assert fine_tuning(55_000, SweepConfig()).batch_size == 128
+    small = fine_tuning(649, SweepConfig())
+    assert (small.batch_size, small.epochs) == (32, 20)  # 20 steps an epoch, 400 in all
+    assert fine_tuning(3, SweepConfig()).batch_size == 1
+    assert fine_tuning(649, SweepConfig(epochs=1)).epochs == 1
