@@ -1,6 +1,6 @@
 """Pruning: which parts of a network can go, and taking them out."""
 
-from lighten.prune.channels import prune
+from lighten.prune.verb import prune
 from lighten.verb import make_callable
 
 __all__ = ["prune"]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.graph.groups import Group, find_groups, layer_name, rows_of_units
@@ -20,30 +19,19 @@ from lighten.prune.select import SelectConfig, select_units
 from lighten.registry import importance as criteria
 
 
-def prune(
+def prune_channels(
     model: nn.Module,
-    ratio: float,
+    config: SelectConfig,
     *,
-    granularity: str = "channel",
-    importance: str = "l2",
-    scope: str = "global",
-    round_to: int = 1,
+    importance: str,
     example_inputs: tuple[Any, ...],
     exclude: Iterable[str] = (),
 ) -> CapturedModule:
-    """A smaller copy of model, from which the least important channels are gone; model itself is not modified.
-
-    ratio: share of the removable channels that go, in [0, 1). scope: "global" over all layers, "layer" in each.
-    round_to: channel counts that are left are multiples of this. example_inputs: positional arguments of model.
-    exclude: shell patterns over module names, never touched. What was removed and what was left alone, with the
-    reason, is in the result's `plan`.
+    """A copy of model without the units that config selects by the criterion of that name; see lighten.prune.
 
     Raises:
-        ConfigError: a setting is out of range or unknown. CaptureError: the model cannot be traced.
+        ConfigError: an unknown criterion. CaptureError: the model cannot be traced.
     """
-    if granularity != "channel":
-        raise ConfigError(f"granularity='{granularity}' is not available. Available: channel.")
-    config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to)
     criterion = criteria[importance]
     captured = capture(model, example_inputs)
     labels = propagate(captured, example_inputs)
@@ -52,9 +40,8 @@ def prune(
     gone = select_units(scores, config)
     units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
     remove_units_(captured, labels, units, example_inputs)
-    captured.plan = replace(
-        _record(captured.plan, labels, groups, units), ratio=ratio, importance=importance, scope=scope
-    )
+    recorded = _record(captured.plan, labels, groups, units)
+    captured.plan = replace(recorded, ratio=config.ratio, importance=importance, scope=config.scope)
     return captured
 
 
