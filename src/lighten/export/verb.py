@@ -1,17 +1,18 @@
 """Export: from a module to an artifact that was run and compared before it was written."""
 
+import copy
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lighten.errors import ArtifactError, ConfigError
-from lighten.export.onnx import tensor_specs, to_onnx
-from lighten.graph.capture import CapturedModule, flat_inputs
+from lighten.export.onnx import named_inputs, tensor_specs, to_onnx
+from lighten.graph.capture import CapturedModule, capture
 from lighten.runtime.artifact import Artifact, write_artifact
 from lighten.runtime.runner import load
 
@@ -20,6 +21,13 @@ FLOAT_TOLERANCE = 1e-3
 # In a quantized model a sum that falls on a tie may round to the neighbouring code, 1/255 of its tensor's range, and a
 # flip moves later ones. A wrong kernel (saturated products, say) is off by far more.
 QUANTIZED_TOLERANCE = 5e-2
+FLOAT_ADVICE = (
+    "Does the model draw random numbers, or depend on the batch? Then it cannot be checked; make it repeatable."
+)
+QUANTIZED_ADVICE = (
+    "On a CPU without VNNI, 8-bit products saturate: quantize with weight_bits=7; otherwise exclude layers until you "
+    "find the one that differs."
+)
 ONNX_RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -43,7 +51,8 @@ def export(
     """
     if runtime not in ONNX_RUNTIMES:
         raise ConfigError(f"Cannot export to the runtime '{runtime}'. Available: {', '.join(ONNX_RUNTIMES)}.")
-    proto = to_onnx(model, example_inputs)
+    captured = capture(model, example_inputs)
+    proto = to_onnx(captured, example_inputs)
     inputs, outputs = tensor_specs(proto)
     plan = model.plan if isinstance(model, CapturedModule) else None
     about: dict[str, Any] = {
@@ -59,32 +68,50 @@ def export(
 
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
         draft = write_artifact(Path(scratch) / "draft", write_files=write_model, **about)
-        notes = agreement(model, load(draft.path), example_inputs)
-        tolerance = FLOAT_TOLERANCE if plan is None or plan.scheme is None else QUANTIZED_TOLERANCE
+        by_name = {name: value.detach() for name, value in named_inputs(captured, example_inputs).items()}
+        notes = agreement(_outputs(model, example_inputs), load(draft.path)(by_name))
+        is_float = plan is None or plan.scheme is None
+        tolerance = FLOAT_TOLERANCE if is_float else QUANTIZED_TOLERANCE
         if not notes["rms_difference"] <= tolerance:
             raise ArtifactError(
                 f"The outputs of {runtime} differ from the module's by {notes['rms_difference']:.3g} of their size; "
-                f"up to {tolerance:g} is rounding. Nothing was written. On a CPU without VNNI, 8-bit products "
-                "saturate: quantize with weight_bits=7; otherwise exclude layers until you find the one that differs."
+                f"up to {tolerance:g} is rounding. Nothing was written. "
+                + (FLOAT_ADVICE if is_float else QUANTIZED_ADVICE)
             )
         return write_artifact(Path(out_dir), write_files=write_model, notes=notes, **about)
 
 
-def agreement(model: nn.Module, runner: Any, example_inputs: tuple[Any, ...]) -> dict[str, float]:
-    """How far runner's outputs are from model's: the largest difference and its root mean square, both relative."""
-    was_training = model.training
-    with torch.no_grad():
-        wanted = pytree.tree_leaves(model.eval()(*example_inputs))
-    model.train(was_training)
-    got = runner(*[np.asarray(x) for x in flat_inputs(example_inputs)])
+def agreement(wanted: list[Tensor], got: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
+    """How far the outputs got are from those wanted: the largest difference and its root mean square.
+
+    Both are relative to the same figure of the output itself, and of several outputs the worst one counts.
+    """
     pairs = list(zip(wanted, got if isinstance(got, tuple) else (got,), strict=True))
-    wants = torch.cat([w.double().flatten() for w, _ in pairs])
-    gots = torch.cat([torch.as_tensor(g).double().flatten() for _, g in pairs])
     return {
-        "max_difference": _relative((wants - gots).abs().max(), wants.abs().max()),
-        "rms_difference": _relative((wants - gots).square().mean().sqrt(), wants.square().mean().sqrt()),
+        "max_difference": _worst(_relative(*pair, lambda x: x.abs().amax()) for pair in pairs),
+        "rms_difference": _worst(_relative(*pair, lambda x: x.square().mean().sqrt()) for pair in pairs),
     }
 
 
-def _relative(difference: Tensor, size: Tensor) -> float:
-    return float(difference / size) if size > 0 else float(difference)
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that model returns in eval mode; run on a copy, because parts of it may be in another mode."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(copy.deepcopy(model).eval()(*inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _worst(differences: Iterable[float]) -> float:
+    """The largest, or NaN if there is one: Python's max() may drop it."""
+    return float(torch.tensor(list(differences), dtype=torch.float64).max())
+
+
+def _relative(wanted: Tensor, got: Tensor, size: Callable[[Tensor], Tensor]) -> float:
+    """size of the difference over size of what was wanted; equal infinities, and NaN in the same place, are no
+    difference."""
+    if not wanted.numel():
+        return 0.0
+    wanted, got = wanted.double(), got.double()
+    same = (wanted == got) | (wanted.isnan() & got.isnan())
+    difference = size(torch.where(same, 0.0, wanted - got))
+    scale = size(torch.where(wanted.isfinite(), wanted, 0.0))
+    return float(difference / scale) if scale > 0 else float(difference)
