@@ -21,7 +21,7 @@ class MinMaxObserver:
 
     def observe(self, x: Tensor) -> None:
         """x: any shape, finite."""
-        low, high = x.aminmax()
+        low, high = x.detach().aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
     def range(self) -> tuple[float, float]:
