@@ -130,3 +130,11 @@ def test_a_shape_of_neither_kind_is_refused() -> None:
     odd = Metric("odd", lambda outputs, targets: outputs)
     with pytest.raises(TaskError, match=r"returned shape \[4, 3\] for a batch of 4"):
         score([(torch.zeros(4, 3), torch.zeros(4))], odd)
+
+
+def test_a_metric_that_changes_its_kind_on_a_last_batch_of_one_is_refused() -> None:
+    squeezed = Metric("squeezed", lambda outputs, targets: ((outputs - targets) ** 2).squeeze())
+    batches = [(torch.zeros(4), torch.zeros(4)), (torch.zeros(1), torch.zeros(1))]
+    with pytest.raises(TaskError, match="a single number for a batch of 1"):
+        score(batches, squeezed)
+    assert score(batches[:1], squeezed).n == 4

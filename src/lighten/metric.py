@@ -86,12 +86,13 @@ def score(batches: Iterable[tuple[Any, Any]], metric: Metric) -> Scores:
     """Apply metric to batches of (outputs, targets).
 
     Raises:
-        TaskError: there is no sample, the metric is NaN or infinite, or its shape fits neither kind.
+        TaskError: there is no sample, the metric is NaN or infinite, or its shape fits neither kind, or not the kind of
+        the first batch.
     """
     values: list[Tensor] = []
     outputs: list[Any] = []
     targets: list[Any] = []
-    per_sample = True  # until a batch says otherwise; then outputs are kept instead of values
+    per_sample = True  # until the first batch says otherwise; then outputs are kept instead of values
     n = 0
     for output, target in batches:
         n_batch = len(target)
@@ -102,6 +103,11 @@ def score(batches: Iterable[tuple[Any, Any]], metric: Metric) -> Scores:
                 raise TaskError(
                     f"Metric '{metric.name}' returned shape {list(value.shape)} for a batch of {n_batch} samples. "
                     f"Return one value a sample, [{n_batch}], or one number."
+                )
+            if values and value.ndim != values[0].ndim:
+                raise TaskError(
+                    f"Metric '{metric.name}' returned one value a sample at first, but a single number for a batch of "
+                    f"{n_batch}. It must always return one kind: does it squeeze() a batch of one? Return [{n_batch}]."
                 )
             per_sample = value.ndim == 1
             values.append(value)
