@@ -36,13 +36,13 @@ def test_json_on_stdout_and_the_files_on_disk(
     task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    code, stdout, _ = run(
-        capsys, f"{task_file}:built", "--max-drop", "0.9", "--out", str(out), "--threads", "1", "--format", "json"
-    )
+    options = ["--max-drop", "0.9", "--out", str(out), "--threads", "1", "--ratio", "0.5", "--format", "json"]
+    code, stdout, _ = run(capsys, f"{task_file}:built", *options)
     assert code == 0
     data = json.loads(stdout)
     assert data == json.loads((out / "result.json").read_text())
     assert data["task"] == "built"
+    assert [(c["ratio"], c["scheme"]) for c in data["candidates"]] == [(0.5, None), (0.5, "w8a8")]
     assert data["budget"] == {"max_drop": 0.9, "minimize": "latency"}
     assert sorted(path.name for path in out.iterdir()) == ["artifact", "plan.yaml", "report.html", "result.json"]
 

@@ -29,6 +29,9 @@ def compress(
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the task's data files.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every measurement; default: all cores.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples a call when timing.")] = 1,
+    ratio: Annotated[
+        list[float] | None, typer.Option(help="Share of channels to remove; repeat to try several.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning a pruned candidate.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
@@ -65,7 +68,7 @@ def compress(
             threads=threads,
             batch=batch,
             seed=seed,
-            sweep_config=SweepConfig(epochs=epochs),
+            sweep_config=SweepConfig(epochs=epochs, **({"ratios": tuple(sorted(ratio))} if ratio else {})),
             on_progress=draw,
         )
     if output is Format.JSON:

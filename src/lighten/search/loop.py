@@ -101,7 +101,7 @@ class _Trial:
         original = capture(task.model, task.example_inputs)
         export(original, task.example_inputs, self.baseline_path, threads=self.config.threads)
         baseline = evaluate(load(self.baseline_path), task.selection, task.metric, task.batch_size)
-        candidates = list(sweep(task, baseline, self.config, self.scratch, tell))
+        candidates = list(sweep(task, baseline, self.config, self.budget.max_drop, self.scratch, tell))
         tell(Progress(1, 1, "timing every candidate"))
         baseline_latency, candidates = self._timed(candidates)
         base_objective = _baseline_objective(self.budget, baseline_latency, self.baseline_size)
@@ -251,9 +251,9 @@ def _verdict(
         )
     size_ratio = measured["baseline"].size_bytes / measured["compressed"].size_bytes
     pace = f"{ratio.value:.2f}× faster" if ratio.is_different else "no faster (the interval of the ratio includes 1)"
-    what = f"{pace}, {size_ratio:.1f}× smaller, {metric} drop {drop.value:.4f} on holdout"
+    what = f"{pace} and {size_ratio:.1f}× smaller, {metric} drop {drop.value:.4f} on holdout data"
     if accepted:
-        return f"{chosen.name}: {what} (budget {budget.max_drop:g})."
+        return f"{chosen.name}: {what}, within the budget of {budget.max_drop:g}."
     if admissible:
         return (
             f"Not accepted: {chosen.name} met the budget on selection data but not on holdout: {what} "

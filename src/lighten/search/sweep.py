@@ -34,7 +34,7 @@ MIN_STEPS_AN_EPOCH = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """ratios: shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
+    """ratios: ascending shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
 
     epochs: of fine-tuning, None = as many as make MIN_STEPS steps, at least MIN_EPOCHS. lr, distill_weight: of
     fine-tuning; the original model teaches.
@@ -51,8 +51,9 @@ class SweepConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise ConfigError(f"ratios={self.ratios} must be one or more numbers in [0, 1). Try 0 0.25 0.5 0.75.")
+        ascending = list(self.ratios) == sorted(set(self.ratios))
+        if not self.ratios or not ascending or not all(0 <= ratio < 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios={self.ratios} must be ascending numbers in [0, 1). Try 0, 0.25, 0.5, 0.75.")
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"epochs={self.epochs} is below 1. Leave it out for a default by the size of the data.")
 
@@ -87,25 +88,38 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def sweep(task: Task, baseline: Scores, config: SweepConfig, folder: Path, tell: OnProgress) -> Iterator[Candidate]:
+def sweep(
+    task: Task, baseline: Scores, config: SweepConfig, max_drop: float, folder: Path, tell: OnProgress
+) -> Iterator[Candidate]:
     """Build every candidate in a folder of its own below folder; they come as they are ready.
 
     baseline: the original's scores on selection data. A candidate that cannot be built comes with a note instead of a
-    path.
+    path. Once a ratio's drop is beyond max_drop with its whole interval, larger ratios are not tried, and say so.
     """
-    total = len(config.ratios) * len(config.schemes)
+    hopeless = ""
+    n_schemes = len(config.schemes)
+    total = len(config.ratios) * n_schemes
     for i, ratio in enumerate(config.ratios):
-        done = i * len(config.schemes)
+        done = i * n_schemes
+        # All channels in float is the original itself, which is the baseline already.
+        schemes = [scheme for scheme in config.schemes if ratio or scheme is not None]
         tell(Progress(done, total, f"{_name(ratio, None)}: pruning and fine-tuning" if ratio else "the original"))
+        if hopeless:
+            yield from (Candidate(name=_name(ratio, s), ratio=ratio, scheme=s, note=hopeless) for s in schemes)
+            continue
         try:
             model = _recovered(task, ratio, config, partial(_tell_part, tell, done, total))
         except LightenError as error:
-            for scheme in config.schemes:
+            for scheme in schemes:
                 yield Candidate(name=_name(ratio, scheme), ratio=ratio, scheme=scheme, note=str(error))
             continue
-        for j, scheme in enumerate(config.schemes):
+        found: list[Candidate] = []
+        for j, scheme in enumerate(schemes):
             tell(Progress(done + (j + 1) / 2, total, f"{_name(ratio, scheme)}: lowering and scoring"))
-            yield _lowered(task, baseline, model, ratio, scheme, config, folder)
+            found.append(_lowered(task, baseline, model, ratio, scheme, config, folder))
+            yield found[-1]
+        if ratio and all(c.drop is not None and c.drop.low > max_drop for c in found):
+            hopeless = f"not tried: {found[-1].name} already drops too much, with its whole interval"
 
 
 def fine_tuning(n_train: int, config: SweepConfig) -> FineTuneConfig:
