@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lighten.errors import ArtifactError, ConfigError
-from lighten.export.onnx import named_inputs, tensor_specs, to_onnx
+from lighten.errors import ArtifactError
+from lighten.export.lower import lower, must_be_known
+from lighten.export.onnx import named_inputs
 from lighten.graph.capture import CapturedModule, capture
+from lighten.plan import Plan
 from lighten.runtime.artifact import Artifact, write_artifact
 from lighten.runtime.runner import load
 
@@ -28,7 +30,6 @@ QUANTIZED_ADVICE = (
     "On a CPU without VNNI, 8-bit products saturate: quantize with weight_bits=7; otherwise exclude layers until you "
     "find the one that differs."
 )
-ONNX_RUNTIMES = ("onnxruntime", "openvino")
 
 
 def export(
@@ -49,36 +50,30 @@ def export(
         CaptureError: the model cannot be traced or has no counterpart in the runtime. ArtifactError: outputs disagree,
         or out_dir cannot be written. ConfigError: an unknown runtime.
     """
-    if runtime not in ONNX_RUNTIMES:
-        raise ConfigError(f"Cannot export to the runtime '{runtime}'. Available: {', '.join(ONNX_RUNTIMES)}.")
+    must_be_known(runtime)
     captured = capture(model, example_inputs)
-    proto = to_onnx(captured, example_inputs)
-    inputs, outputs = tensor_specs(proto)
-    plan = model.plan if isinstance(model, CapturedModule) else None
+    lowered = lower(captured, example_inputs, runtime)
+    plan = plan_of(model)
     about: dict[str, Any] = {
         "runtime": runtime,
         "options": {} if threads is None else {"threads": threads},
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": lowered.inputs,
+        "outputs": lowered.outputs,
+        "write_files": lowered.write_files,
         "plan": plan,
     }
-
-    def write_model(folder: Path) -> None:
-        (folder / "model.onnx").write_bytes(proto.SerializeToString())
-
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
-        draft = write_artifact(Path(scratch) / "draft", write_files=write_model, **about)
+        draft = write_artifact(Path(scratch) / "draft", **about)
         by_name = {name: value.detach() for name, value in named_inputs(captured, example_inputs).items()}
-        notes = agreement(_outputs(model, example_inputs), load(draft.path)(by_name))
-        is_float = plan is None or plan.scheme is None
-        tolerance = FLOAT_TOLERANCE if is_float else QUANTIZED_TOLERANCE
+        notes = agreement(outputs_of(model, example_inputs), load(draft.path)(by_name))
+        tolerance = tolerance_for(plan)
         if not notes["rms_difference"] <= tolerance:
             raise ArtifactError(
                 f"The outputs of {runtime} differ from the module's by {notes['rms_difference']:.3g} of their size; "
                 f"up to {tolerance:g} is rounding. Nothing was written. "
-                + (FLOAT_ADVICE if is_float else QUANTIZED_ADVICE)
+                + (FLOAT_ADVICE if tolerance == FLOAT_TOLERANCE else QUANTIZED_ADVICE)
             )
-        return write_artifact(Path(out_dir), write_files=write_model, notes=notes, **about)
+        return write_artifact(Path(out_dir), notes=notes, **about)
 
 
 def agreement(wanted: list[Tensor], got: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
@@ -93,7 +88,17 @@ def agreement(wanted: list[Tensor], got: Tensor | tuple[Tensor, ...]) -> dict[st
     }
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def plan_of(model: nn.Module) -> Plan | None:
+    """What lighten did to model; None where it did nothing."""
+    return model.plan if isinstance(model, CapturedModule) else None
+
+
+def tolerance_for(plan: Plan | None) -> float:
+    """The largest root mean square difference that still is rounding, for a model that plan was done to."""
+    return FLOAT_TOLERANCE if plan is None or plan.scheme is None else QUANTIZED_TOLERANCE
+
+
+def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The tensors that model returns in eval mode; run on a copy, because parts of it may be in another mode."""
     with torch.no_grad():
         leaves = pytree.tree_leaves(copy.deepcopy(model).eval()(*inputs))

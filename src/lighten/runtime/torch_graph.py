@@ -60,7 +60,7 @@ def save_graph(module: fx.GraphModule, folder: Path) -> None:
             continue
         if node.op == "placeholder":
             entry: dict[str, Any] = {"op": "input"}
-        elif not node.users:
+        elif not node.users and not _writes(node):
             continue  # an assertion, torch.export's check of sizes, or a result that nobody takes
         elif node.op == "get_attr":
             entry = {"op": "weight", "name": _store(_tensor_at(module, node), weights, stored)}
@@ -137,6 +137,11 @@ def _rebuild(data: dict[str, Any], weights: dict[str, Tensor], channels_last: bo
     return fx.GraphModule(root, graph)
 
 
+def _writes(node: fx.Node) -> bool:
+    """Whether node changes its arguments, which counts even where nobody takes its result."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _name_of(node: fx.Node) -> str:
     if node.target in NAME_OF_FUNCTION:
         return f"operator.{NAME_OF_FUNCTION[node.target]}"
@@ -146,7 +151,7 @@ def _name_of(node: fx.Node) -> str:
             if resolve(name) is node.target:
                 return name
         except ValueError as error:
-            raise CaptureError(f"Cannot write node '{node.name}': {error}.") from error
+            raise CaptureError(f"Cannot write node '{node.name}': {error}. Export to onnxruntime instead.") from error
     raise CaptureError(
         f"Cannot write node '{node.name}': '{node.target}' is not an ATen operator. Export to onnxruntime instead."
     )

@@ -1,0 +1,48 @@
+"""Lowering: from a captured module to the model files of a runtime."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lighten.errors import ConfigError
+from lighten.export.onnx import tensor_specs, to_onnx
+from lighten.export.torch import to_torch
+from lighten.graph.capture import CapturedModule
+from lighten.runtime.spec import TensorSpec
+from lighten.runtime.torch_graph import save_graph
+
+RUNTIMES = ("onnxruntime", "openvino", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """inputs, outputs: as a manifest lists them. write_files: puts the model files into a folder."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    write_files: Callable[[Path], None]
+
+
+def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: str) -> Lowered:
+    """captured for runtime; those that read ONNX read the same files.
+
+    Raises:
+        CaptureError: the model has no counterpart there; write_files raises it, too.
+    """
+    if runtime == "torch":
+        module, inputs, outputs = to_torch(captured, example_inputs)
+        return Lowered(inputs=inputs, outputs=outputs, write_files=lambda folder: save_graph(module, folder))
+    proto = to_onnx(captured, example_inputs)
+    inputs, outputs = tensor_specs(proto)
+
+    def write_onnx(folder: Path) -> None:
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+
+    return Lowered(inputs=inputs, outputs=outputs, write_files=write_onnx)
+
+
+def must_be_known(runtime: str) -> None:
+    """Raises ConfigError: there is no such runtime."""
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"Cannot export to the runtime '{runtime}'. Available: {', '.join(RUNTIMES)}.")
