@@ -1,16 +1,19 @@
 """prune: the verb. Checks the settings and hands the work to the engine of the granularity."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule
 from lighten.prune.channels import prune_channels
+from lighten.prune.elements import ElementConfig, peek, prune_elements
+from lighten.prune.patterns import KNOWN, parse_pattern
 from lighten.prune.select import SelectConfig
+from lighten.task import as_args
 
-GRANULARITIES = ("channel",)
+STRUCTURED = ("channel",)
 
 
 def prune(
@@ -21,20 +24,46 @@ def prune(
     importance: str = "l2",
     scope: str = "global",
     round_to: int = 1,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | None = None,
+    calibration: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     exclude: Iterable[str] = (),
 ) -> CapturedModule:
-    """A smaller copy of model, from which the least important channels are gone; model itself is not modified.
+    """A pruned copy of model; model itself is not modified.
 
-    ratio: share of the removable channels that go, in [0, 1). scope: "global" over all layers, "layer" in each.
-    round_to: channel counts that are left are multiples of this. example_inputs: positional arguments of model.
-    exclude: shell patterns over module names, never touched. What was removed and what was left alone, with the
-    reason, is in the result's `plan`.
+    granularity: "channel" takes channels out. "element", "n:m" (n of every m inputs stay) and "block:RxC" (R outputs
+    × C inputs) hold weights at zero, through further training too, see lighten.prune.masks.
+    ratio: share of what can go that goes, in [0, 1). scope: "global" over all layers, "layer" in each; for weights
+    also "erk". round_to: channel counts that are left are multiples of this. example_inputs: positional arguments of
+    model; None = the first calibration batch. calibration: batches of inputs for criteria that look at data, or of
+    (inputs, target) where loss (outputs, target) -> scalar is given. exclude: shell patterns over module names, never
+    touched. What was pruned and what was left alone, with the reason, is in the result's `plan`.
 
     Raises:
-        ConfigError: a setting is out of range or unknown. CaptureError: the model cannot be traced.
+        ConfigError: a setting is out of range or unknown. TaskError: calibration data is missing or does not fit.
+        CaptureError: the model cannot be traced.
     """
-    if granularity not in GRANULARITIES:
-        raise ConfigError(f"granularity='{granularity}' is not available. Available: {', '.join(GRANULARITIES)}.")
-    config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to)
-    return prune_channels(model, config, importance=importance, example_inputs=example_inputs, exclude=exclude)
+    known = granularity in STRUCTURED or granularity == "element" or ":" in granularity
+    if not known:
+        raise ConfigError(f"granularity='{granularity}' is not available. Available: {', '.join(STRUCTURED)}, {KNOWN}.")
+    if calibration is not None:
+        first, calibration = peek(calibration)
+        if example_inputs is None:
+            example_inputs = as_args(first[0] if loss is not None else first)
+    if example_inputs is None:
+        raise ConfigError("prune needs example_inputs, the positional arguments of model as a tuple, or calibration.")
+    if granularity in STRUCTURED:
+        config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to)
+        return prune_channels(model, config, importance=importance, example_inputs=example_inputs, exclude=exclude)
+    if round_to != 1:
+        raise ConfigError(f"round_to={round_to} is for channels; granularity='{granularity}' takes none out.")
+    elements = ElementConfig(pattern=parse_pattern(granularity), ratio=ratio, scope=scope)
+    return prune_elements(
+        model,
+        elements,
+        importance=importance,
+        example_inputs=example_inputs,
+        calibration=calibration,
+        loss=loss,
+        exclude=exclude,
+    )
