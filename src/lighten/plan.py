@@ -21,13 +21,14 @@ class LayerPlan:
     """What is done to one layer.
 
     channels, kept: output channels before and after pruning (None = not looked at by pruning). granularity: what
-    was removed. scheme: "w8a8", …, or None for float.
+    was removed. scheme: "w8a8", …, or None for float. method: how its weights were rounded.
     """
 
     channels: int | None = None
     kept: int | None = None
     granularity: str | None = None
     scheme: str | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         if self.kept is not None and (self.channels is None or not 0 < self.kept <= self.channels):
@@ -41,9 +42,10 @@ class Plan:
     """What is done to a model.
 
     layers: by module path. ratio: share of channels asked for, over all layers. importance: how channels were ranked.
-    scheme: the number format asked for, None = float. observer: how activation ranges were found. weight_bits: bits of
-    a weight code actually used. epochs: of fine-tuning after pruning. runtime, threads: what it was measured on.
-    skipped: layers that were left alone although asked for, with the reason.
+    scheme: the number format asked for, None = float. method: how weights were rounded. steps: what was done to the
+    float model before. observer: how activation ranges were found. weight_bits: bits of a weight code actually used.
+    epochs: of fine-tuning after pruning. runtime, threads: what it was measured on. skipped: layers that were left
+    alone although asked for, with the reason.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class Plan:
     scope: str | None = None
     epochs: int = 0
     scheme: str | None = None
+    method: str | None = None
+    steps: list[str] = field(default_factory=list)
     observer: str | None = None
     weight_bits: int | None = None
     runtime: str = "onnxruntime"

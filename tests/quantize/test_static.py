@@ -40,7 +40,7 @@ def codes(module: nn.Module) -> dict[str, Tensor]:
 def test_the_plan_says_what_was_done_and_what_was_not() -> None:
     model, batches = small()
     plan = quantize(model, "w8a8", calibration=batches, observer="minmax", weight_bits=7, exclude=["head"]).plan
-    assert plan.layers == {"conv": LayerPlan(scheme="w8a8")}
+    assert plan.layers == {"conv": LayerPlan(scheme="w8a8", method="rtn")}
     assert plan.skipped == {
         "up": "not quantized: aten.conv_transpose2d.input has no integer kernel",
         "head": "not quantized: excluded",
@@ -224,7 +224,7 @@ def test_projections_of_attention_are_in_the_plan() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"scheme": "w9a9"}, "There is no scheme 'w9a9'. Known: w8a8"),
+        ({"scheme": "w9a9"}, "There is no scheme 'w9a9': weight_bits=9 is outside 2..8"),
         ({"method": "magic"}, "There is no rounding method 'magic' for w8a8. Available: rtn"),
         ({"observer": "minmaxx"}, "There is no range observer 'minmaxx'. Did you mean 'minmax'"),
         ({"weight_bits": 9}, r"weight_bits=9 is outside 2..8"),
@@ -236,13 +236,23 @@ def test_unknown_settings_are_refused(setting: dict, message: str) -> None:
         quantize(nn.Linear(2, 2), **{"scheme": "w8a8", "calibration": [torch.ones(1, 2)], **setting})
 
 
-def test_a_scheme_is_checked_where_it_is_made() -> None:
-    with pytest.raises(ConfigError, match="activation_bits=4 is not available"):
-        Scheme(name="w8a4", weight_bits=8, activation_bits=4)
-    with pytest.raises(ConfigError, match=r"weight_bits=1 is outside 2..8"):
-        Scheme(name="w1a8", weight_bits=1, activation_bits=8)
-    scheme = Scheme(name="w6a8", weight_bits=6, activation_bits=8)
-    assert quantize(nn.Linear(2, 2), scheme, calibration=[torch.ones(2, 2)]).plan.weight_bits == 6
+def test_weights_of_fewer_bits_are_held_in_bytes() -> None:
+    model, batches = small()
+    quantized = quantize(model, "w4a8", calibration=batches)
+    assert (quantized.plan.scheme, quantized.plan.weight_bits) == ("w4a8", 4)
+    held = quantized.get_buffer("conv.weight_codes")
+    assert (held.dtype, int(held.abs().max())) == (torch.int8, 7)
+    by_hand = quantize(model, Scheme(weight_bits=4, activation_bits=8), calibration=batches)
+    assert torch.equal(quantized(batches[0]), by_hand(batches[0]))
+
+
+def test_per_tensor_weights_share_the_largest_scale() -> None:
+    model, batches = small()
+    per_channel, per_tensor = (
+        quantize(model, scheme, calibration=batches).get_buffer("conv.weight_scale")
+        for scheme in ("w8a8", "w8a8-tensor")
+    )
+    assert torch.equal(per_tensor, per_channel.max().expand(4))
 
 
 def test_quantizing_twice_is_refused() -> None:

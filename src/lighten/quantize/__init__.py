@@ -1,6 +1,6 @@
 """Quantization: number formats, ranges, placement, and the rewriting of a graph."""
 
-from lighten.quantize.static import quantize
+from lighten.quantize.verb import quantize
 from lighten.verb import make_callable
 
 __all__ = ["quantize"]

@@ -26,16 +26,21 @@ def qparams_of_range(low: float, high: float, dtype: torch.dtype = torch.uint8) 
     return scale, zero_point.to(dtype)
 
 
-def quantize_weight(weight: Tensor, bits: int, least_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_weight(
+    weight: Tensor, bits: int, least_scale: Tensor | None = None, *, per_tensor: bool = False
+) -> tuple[Tensor, Tensor]:
     """Symmetric codes of weight [out, …], one scale an output channel; rounds to nearest, ties to even.
 
-    bits: 2..8; codes lie in ±(2^(bits-1) - 1). least_scale [out]: scales do not fall below it. Returns codes int8 of
-    the weight's shape and scale [out] float32. A channel of zeros gets codes of zero.
+    bits: 2..8; codes lie in ±(2^(bits-1) - 1). least_scale [out]: scales do not fall below it. per_tensor: all scales
+    are the largest of them. Returns codes int8 of the weight's shape and scale [out] float32. A channel of zeros gets
+    codes of zero.
     """
     largest = 2 ** (bits - 1) - 1
     scale = weight.detach().float().flatten(1).abs().amax(1) / largest
     if least_scale is not None:
         scale = scale.maximum(least_scale)
+    if per_tensor:
+        scale = scale.amax().expand_as(scale).clone()
     scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
     codes = (weight.detach().float() / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-largest, largest)
     return codes.to(torch.int8), scale

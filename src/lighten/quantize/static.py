@@ -5,105 +5,53 @@ The result holds integer codes, and computes in float what integer kernels compu
 a bias in int32 steps of input scale · weight scale, one rounding where a kernel ends.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from lighten.errors import CaptureError, ConfigError, TaskError
+from lighten.errors import CaptureError
 from lighten.graph.arguments import arguments
-from lighten.graph.capture import CapturedModule, capture, get_tensor, layer_of
+from lighten.graph.capture import CapturedModule, get_tensor, layer_of
 from lighten.graph.fold import fold_batch_norm_
 from lighten.plan import LayerPlan
 from lighten.quantize import ops
 from lighten.quantize.affine import least_weight_scale, qparams_of_range, quantize_bias, quantize_weight
 from lighten.quantize.placement import Placement, place, pool_after_clipping_
 from lighten.quantize.ranges import Ranges, observe_ranges
-from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
-from lighten.task import as_args
+from lighten.quantize.scheme import Scheme
 
 
-def quantize(
-    model: nn.Module,
-    scheme: str | Scheme,
-    *,
-    method: str | None = None,
-    calibration: Iterable[Any] | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
-    exclude: Iterable[str] = (),
-    observer: str = "mse",
-    weight_bits: int | None = None,
-) -> CapturedModule:
-    """A quantized copy of model; model itself is not modified.
+def quantize_static(
+    captured: CapturedModule, scheme: Scheme, bits: int, batches: Iterable[Any], observer: str, exclude: Iterable[str]
+) -> None:
+    """Make captured an integer network, in place; its plan says what was done.
 
-    scheme: "w8a8". method: how weights are rounded; None = to nearest. calibration: batches of inputs (a tensor, or a
-    tuple of tensors); their ranges become the activations' scales. example_inputs: positional arguments of model;
-    None = the first calibration batch. exclude: shell patterns over module names that stay float. observer: how ranges
-    are chosen. weight_bits: fewer than the scheme's for a CPU whose 8-bit products saturate (see
-    lighten.runtime.cpu.int8_saturates). What was quantized and what was left alone is in the result's `plan`.
-
-    Raises:
-        ConfigError: a setting is unknown, or model is quantized already. TaskError: the calibration data is missing,
-        does not fit the model, or holds NaN. CaptureError: see capture; or model is not float32.
+    bits: of a weight's code. Weights of fewer than 8 bits are held in int8, because kernels read bytes.
     """
-    chosen = parse_scheme(scheme)
-    bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
-    if method not in (None, "rtn"):
-        raise ConfigError(f"There is no rounding method '{method}' for {chosen.name}. Available: rtn (the default).")
-    if isinstance(model, CapturedModule) and model.plan.scheme is not None:
-        raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
-    first, batches = _peek(calibration, chosen)
-    inputs = as_args(first) if example_inputs is None else example_inputs
-    _must_be_float32(model, inputs)
-    captured = capture(model, inputs)
     fold_batch_norm_(captured)
     pool_after_clipping_(captured.graph)
     placement = place(captured.graph, exclude)
     ranges = observe_ranges(captured, placement.points, batches, observer)
-    _insert(captured, placement, ranges, bits)
+    _insert(captured, placement, ranges, scheme, bits)
     captured.plan = captured.plan.with_layers(
-        {name: LayerPlan(scheme=chosen.name) for name in placement.weighted.values()},
+        {name: LayerPlan(scheme=scheme.name, method="rtn") for name in placement.weighted.values()},
         skipped=placement.skipped,
-        scheme=chosen.name,
+        scheme=scheme.name,
+        method="rtn",
         observer=observer,
         weight_bits=bits,
     )
-    return captured
 
 
-def _peek(calibration: Iterable[Any] | None, scheme: Scheme) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and all of them: one at a time, they need not fit into memory together."""
-    if isinstance(calibration, Tensor):
-        raise TaskError("calibration is a tensor, but must be a list of batches. Pass calibration=[batch, …].")
-    batches = iter(() if calibration is None else calibration)
-    for first in batches:
-        return first, itertools.chain([first], batches)
-    raise TaskError(
-        f"{scheme.name} needs calibration data to find the ranges of activations, and got none. "
-        "Pass calibration=[batch, …]; 100 to 500 typical samples are enough."
-    )
-
-
-def _must_be_float32(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    tensors = itertools.chain(model.parameters(), model.buffers(), pytree.tree_leaves(inputs))
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise CaptureError(
-                f"The model or its input is {tensor.dtype}, and integer kernels are fed from float32. "
-                "Quantize model.float(), with inputs converted by .float()."
-            )
-
-
-def _insert(captured: CapturedModule, placement: Placement, ranges: Ranges, weight_bits: int) -> None:
+def _insert(captured: CapturedModule, placement: Placement, ranges: Ranges, scheme: Scheme, bits: int) -> None:
     """Write the quantize and dequantize nodes, and replace weights by their codes, in place."""
     qparams = {point: qparams_of_range(*limits) for point, limits in ranges.items()}
     for node, name in placement.weighted.items():
         read = arguments(node)["input"]
         input_scale, _ = qparams[placement.followers.get(read, read)]
-        _quantize_parameters(captured, node, name, input_scale, weight_bits)
+        _quantize_parameters(captured, node, name, input_scale, scheme, bits)
     for point, (scale, zero_point) in qparams.items():
         names = [
             _register(captured, f"{point.name}_{part}", value)
@@ -131,14 +79,17 @@ def _round_trip(graph: fx.Graph, node: fx.Node, scale_name: str, zero_point_name
         made.meta = {"layer": layer_of(node)}
 
 
-def _quantize_parameters(captured: CapturedModule, node: fx.Node, layer: str, input_scale: Tensor, bits: int) -> None:
+def _quantize_parameters(
+    captured: CapturedModule, node: fx.Node, layer: str, input_scale: Tensor, scheme: Scheme, bits: int
+) -> None:
     given = arguments(node)
     weight = get_tensor(captured, str(given["weight"].target))
     bias = None if given["bias"] is None else get_tensor(captured, str(given["bias"].target))
     for what, value in (("weight", weight), ("bias", bias)):
         if value is not None and not value.isfinite().all():
             raise CaptureError(f"The {what} of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
-    codes, scale = quantize_weight(weight, bits, None if bias is None else least_weight_scale(bias, input_scale))
+    least = None if bias is None else least_weight_scale(bias, input_scale)
+    codes, scale = quantize_weight(weight, bits, least, per_tensor=scheme.per_tensor)
     bias_scale = scale * input_scale
     if not bias_scale.isfinite().all():
         raise CaptureError(

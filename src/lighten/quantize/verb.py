@@ -1,0 +1,80 @@
+"""The verb `quantize`: it checks what was asked for and hands the work to the engine of the scheme."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lighten.errors import CaptureError, ConfigError, TaskError
+from lighten.graph.capture import CapturedModule, capture
+from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
+from lighten.quantize.static import quantize_static
+from lighten.task import as_args
+
+DEFAULT_OBSERVER = "mse"
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str | Scheme,
+    *,
+    method: str | None = None,
+    calibration: Iterable[Any] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    exclude: Iterable[str] = (),
+    observer: str | None = None,
+    weight_bits: int | None = None,
+) -> CapturedModule:
+    """A quantized copy of model; model itself is not modified.
+
+    scheme: "w8a8", "w4a8", …, see lighten.quantize.scheme. method: how weights are rounded; None = to nearest.
+    calibration: batches of inputs (a tensor, or a tuple of tensors); their ranges become the activations' scales.
+    example_inputs: positional arguments of model; None = the first calibration batch. exclude: shell patterns over
+    module names that stay float. observer: how ranges are chosen, None = by least squared error. weight_bits: fewer
+    than the scheme's for a CPU whose 8-bit products saturate (see lighten.runtime.cpu.int8_saturates). What was
+    quantized and what was left alone is in the result's `plan`.
+
+    Raises:
+        ConfigError: a setting is unknown, or model is quantized already. TaskError: the calibration data is missing,
+        does not fit the model, or holds NaN. CaptureError: see capture; or model is not float32.
+    """
+    chosen = parse_scheme(scheme)
+    if isinstance(model, CapturedModule) and model.plan.scheme is not None:
+        raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
+    if chosen.activation_bits is None or chosen.dynamic:
+        raise ConfigError(f"{chosen.name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a8[-tensor].")
+    bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
+    if method not in (None, "rtn"):
+        raise ConfigError(f"There is no rounding method '{method}' for {chosen.name}. Available: rtn (the default).")
+    first, batches = _peek(calibration, chosen)
+    inputs = as_args(first) if example_inputs is None else example_inputs
+    _must_be_float32(model, inputs)
+    captured = capture(model, inputs)
+    quantize_static(captured, chosen, bits, batches, DEFAULT_OBSERVER if observer is None else observer, exclude)
+    return captured
+
+
+def _peek(calibration: Iterable[Any] | None, scheme: Scheme) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and all of them: one at a time, they need not fit into memory together."""
+    if isinstance(calibration, Tensor):
+        raise TaskError("calibration is a tensor, but must be a list of batches. Pass calibration=[batch, …].")
+    batches = iter(() if calibration is None else calibration)
+    for first in batches:
+        return first, itertools.chain([first], batches)
+    raise TaskError(
+        f"{scheme.name} needs calibration data to find the ranges of activations, and got none. "
+        "Pass calibration=[batch, …]; 100 to 500 typical samples are enough."
+    )
+
+
+def _must_be_float32(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    tensors = itertools.chain(model.parameters(), model.buffers(), pytree.tree_leaves(inputs))
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise CaptureError(
+                f"The model or its input is {tensor.dtype}, and integer kernels are fed from float32. "
+                "Quantize model.float(), with inputs converted by .float()."
+            )
