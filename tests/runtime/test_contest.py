@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from lighten.errors import ArtifactError
 from lighten.runtime import contest as module
-from lighten.runtime.contest import Candidate, contest, difference
+from lighten.runtime.contest import Candidate, contest, decide, difference, look
 from lighten.runtime.measure import LatencySample
 from tests.runtime.models import WEIGHT, write_linear
 
@@ -40,28 +41,61 @@ def test_what_fails_or_disagrees_is_out(tmp_path: Path) -> None:
     assert loose.winner.candidate.name == "wrong × 1"
 
 
-def test_the_fastest_of_the_final_wins_and_the_rest_keep_their_first_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = {"a": 4.0, "b": 1.0, "c": 2.0, "d": 9.0}
-    final = {"a": 3.0, "b": 2.0, "c": 1.0}
-    asked: list[tuple[list[str], Any]] = []
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for measure_latency: asked, what it was asked; first, final: the median of each candidate."""
+    stand_in = SimpleNamespace(asked=[], first={}, final={}, jitter=0.0)
 
     def fake(artifacts: dict[str, Path], inputs: Any, *, threads: Any, **_: Any) -> dict[str, LatencySample]:
-        asked.append((list(artifacts), threads))
-        times = first if isinstance(threads, int) else final
-        return {
-            name: LatencySample(blocks_ms=tuple((np.full(3, times[name]),) * 4 for _ in range(5)), outputs=(Y,))
-            for name in artifacts
-        }
+        stand_in.asked.append((list(artifacts), threads))
+        times = stand_in.first if isinstance(threads, int) else stand_in.final
+        rng = np.random.default_rng(0)
+        blocks = {name: times[name] * np.exp(stand_in.jitter * rng.standard_normal((5, 4, 1))) for name in artifacts}
+        return {name: LatencySample(blocks_ms=tuple(map(tuple, blocks[name])), outputs=(Y,)) for name in artifacts}
 
     monkeypatch.setattr(module, "measure_latency", fake)
-    found = contest([Candidate(name=name, path=Path(name), threads=2) for name in "abcd"], [X], [Y])
-    assert asked[-1] == (["b", "c", "a"], {"b": 2, "c": 2, "a": 2})
+    return stand_in
+
+
+def entrants(names: str) -> list[Candidate]:
+    return [Candidate(name=name, path=Path(name), threads=2) for name in names]
+
+
+def test_the_fastest_of_the_final_wins_and_the_rest_keep_their_first_times(timed: Any) -> None:
+    timed.first = {"a": 1.9, "b": 1.0, "c": 1.2, "d": 9.0}
+    timed.final = {"a": 3.0, "b": 2.0, "c": 1.0}
+    found = contest(entrants("abcd"), [X], [Y])
+    assert timed.asked[-1] == (["a", "b", "c"], {"a": 2, "b": 2, "c": 2})
     assert found.winner.candidate.name == "c"
     slowdowns = [None if trial.slowdown is None else trial.slowdown.value for trial in found.trials]
     assert slowdowns == [3.0, 2.0, 1.0, None]
-    two = contest([Candidate(name=name, path=Path(name), threads=2) for name in "abcd"], [X], [Y], finalists=2)
-    assert asked[-1][0] == ["b", "c"]
+    assert found.trials[3].median == 9.0
+    two = contest(entrants("abcd"), [X], [Y], finalists=2)
+    assert timed.asked[-1][0] == ["b", "c"]
     assert two.winner.candidate.name == "c"
+
+
+def test_the_hopeless_stay_out_of_the_final_unless_they_are_wanted(timed: Any) -> None:
+    timed.first = timed.final = {"a": 2.1, "b": 1.0, "c": 1.5}
+    trials = look(entrants("abc"), [X], [Y], tolerance=1e-3)
+    assert [trial.slowdown is not None for trial in decide(trials, [X]).trials] == [False, True, True]
+    found = decide(trials, [X], always=["a"])
+    assert timed.asked[-1][0] == ["a", "b", "c"]
+    assert found.winner.candidate.name == "b"
+
+
+@pytest.mark.parametrize(
+    ("medians", "jitter", "winner"),
+    [
+        ({"a": 1.0, "b": 1.0}, 0.05, "a"),  # not told apart: the first
+        ({"a": 1.02, "b": 1.0}, 0.0, "b"),  # little, but shown
+        ({"a": 1.5, "b": 1.0}, 1.0, "b"),  # not shown, but the estimate is far off
+    ],
+)
+def test_a_tie_goes_to_the_first(timed: Any, medians: dict[str, float], jitter: float, winner: str) -> None:
+    timed.first = timed.final = medians
+    timed.jitter = jitter
+    assert contest(entrants("ab"), [X], [Y]).winner.candidate.name == winner
 
 
 def test_hand_worked_differences() -> None:
@@ -73,4 +107,5 @@ def test_hand_worked_differences() -> None:
     assert difference([np.array([1.0, np.nan])], [np.array([1.0, 5.0])]) == np.inf
     assert difference([y, y], [y]) == difference([y[:1]], [y]) == np.inf
     assert difference([np.zeros(2)], [np.zeros(2)]) == 0.0
+    assert difference([y, 1e-6 * (y + 0.5)], [y, 1e-6 * y]) == pytest.approx(0.5 / np.sqrt(12.5))  # the worst output
     assert difference([np.full(2, 0.5)], [np.zeros(2)]) == 0.5

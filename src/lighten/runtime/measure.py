@@ -129,9 +129,9 @@ def measure_latency(
     """Time one call of each artifact on inputs, in order or by name. threads: for all, or by the artifact's key.
 
     What is timed is the runtime's own call on arrays that are ready. Each candidate gets `processes` processes, one
-    after another, and in each of them `blocks` blocks of at least min_block_ms, and never fewer than 3 calls. The
-    defaults cost 2 to 3 seconds a candidate. processes=1 is for a first look: its intervals cannot know what another
-    process would have shown.
+    after another, and in each of them `blocks` blocks of at least min_block_ms and 3 calls, or one where calls take
+    half a second. The defaults cost 2 to 3 seconds a candidate. processes=1 is for a first look: its intervals cannot
+    know what another process would have shown.
 
     Raises:
         ConfigError: processes, blocks or min_block_ms is not positive, or there is nothing to time. ArtifactError: a

@@ -59,7 +59,7 @@ class Worker(Process):
         self.energies_mj.clear()
 
     def block(self, min_block_ms: float) -> Array:
-        """Milliseconds of each call in one block, [n]; at least min_block_ms of them, and at least 3."""
+        """Milliseconds of each call in one block, [n]; at least min_block_ms of them, and 3 if they are short."""
         before = self._meter.read()
         self._signal("SIGCONT")
         report = self.ask({"min_seconds": min_block_ms / 1e3})

@@ -21,6 +21,7 @@ from lighten.errors import ArtifactError, LightenError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MIN_CALLS = 3
+ENOUGH_SECONDS = 0.5  # of one model that takes a second a call, one call a block will do
 STABLE_WITHIN = 0.05
 WARM_UP_SECONDS = 1.0
 
@@ -95,11 +96,12 @@ def warm_up(call: Callable[[], Any], limit_seconds: float = WARM_UP_SECONDS) -> 
 
 
 def _timed(call: Callable[[], Any], *, min_seconds: float, min_calls: int) -> list[int]:
-    """Nanoseconds of each call, until both minima are reached."""
+    """Nanoseconds of each call, until both minima are reached; at least one, and few where calls are long."""
     samples: list[int] = []
-    end = time.perf_counter_ns() + int(min_seconds * 1e9)
+    begun = time.perf_counter_ns()
+    end, enough = begun + int(min_seconds * 1e9), begun + int(ENOUGH_SECONDS * 1e9)
     stopped = 0
-    while len(samples) < min_calls or stopped < end:
+    while stopped < end or (len(samples) < min_calls and stopped < enough):
         started = time.perf_counter_ns()
         call()
         stopped = time.perf_counter_ns()
