@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lighten.errors import ArtifactError, CaptureError
+from lighten.runtime import torch_graph as module
 from lighten.runtime.torch_graph import GRAPH, WEIGHTS, load_graph, save_graph
 
 
@@ -163,3 +164,20 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"\xff" * 20)
     with pytest.raises(ArtifactError, match="Export again"):
         load_graph(tmp_path)
+
+
+def test_a_huge_graph_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_graph(graph_of(torch.ops.aten.relu.default), tmp_path)
+    monkeypatch.setattr(module, "MAX_GRAPH_BYTES", 100)
+    (tmp_path / GRAPH).write_text(" " * 101)
+    with pytest.raises(ArtifactError, match="larger than 100 bytes"):
+        load_graph(tmp_path)
+
+
+def test_a_write_that_nobody_reads_is_not_dropped(tmp_path: Path) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch.ops.aten.fill_.Scalar, (x, 7))
+    graph.output(x)
+    with pytest.raises(CaptureError, match="changes its arguments"):
+        save_graph(fx.GraphModule(nn.Module(), graph), tmp_path)

@@ -27,11 +27,16 @@ class EnergyMeter:
         """Of all packages together; correct as long as no counter wrapped twice (minutes)."""
         if before is None or after is None:
             return None
-        used = 0
-        for folder, start, end in zip(self.counters, before, after, strict=True):
-            wrap = 0 if end >= start else int((folder / "max_energy_range_uj").read_text())
-            used += end - start + wrap
+        try:
+            pairs = zip(self.counters, before, after, strict=True)
+            used = sum(end - start + (0 if end >= start else _range(folder)) for folder, start, end in pairs)
+        except (OSError, ValueError):  # a counter that wraps, of which nobody says where
+            return None
         return used / 1e6
+
+
+def _range(counter: Path) -> int:
+    return int((counter / "max_energy_range_uj").read_text())
 
 
 def energy_meter(root: Path = POWERCAP) -> EnergyMeter:

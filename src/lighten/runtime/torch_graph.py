@@ -24,6 +24,7 @@ from lighten.runtime.torch_ops import NAME_OF_FUNCTION, resolve
 GRAPH = "graph.json"
 WEIGHTS = "weights.safetensors"
 VERSION = 1
+MAX_GRAPH_BYTES = 64 * 2**20  # as JSON, before it is parsed; the graphs of the largest models are a few megabytes
 
 _CONSTANTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "dtype": (
@@ -89,7 +90,11 @@ def load_graph(folder: Path, *, channels_last: bool = False) -> fx.GraphModule:
         does not have.
     """
     try:
-        data = json.loads((folder / GRAPH).read_text(encoding="utf-8"))
+        with (folder / GRAPH).open("rb") as file:
+            raw = file.read(MAX_GRAPH_BYTES + 1)
+        if len(raw) > MAX_GRAPH_BYTES:
+            raise ValueError(f"it is larger than {MAX_GRAPH_BYTES} bytes")
+        data = json.loads(raw)
         weights = load_file(folder / WEIGHTS)
         if data["version"] != VERSION:
             raise ArtifactError(f"'{folder / GRAPH}' has version {data['version']!r}; this lighten reads {VERSION}.")
