@@ -13,8 +13,8 @@ from lighten.runtime import benchmark as library
 from lighten.runtime.artifact import read_artifact
 from lighten.runtime.energy import EnergyMeter, energy_meter
 from lighten.runtime.measure import LatencySample
-from lighten.runtime.pool import Throughput
 from lighten.runtime.spec import TensorSpec
+from lighten.runtime.throughput import Throughput
 from tests.runtime.models import write_linear, write_two
 
 
@@ -141,6 +141,8 @@ def test_energy_is_counted_over_a_wrap(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("6500000\n")
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("1000000\n")
     assert meter.joules_between(before, meter.read()) == 1.5 + 5.0
+    (tmp_path / "intel-rapl:1" / "max_energy_range_uj").unlink()
+    assert meter.joules_between(before, meter.read()) is None
 
 
 def test_without_counters_there_is_no_energy(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lighten.errors import ArtifactError, ConfigError
-from lighten.runtime import pool as module
-from lighten.runtime.pool import Pool, measure_throughput
+from lighten.runtime.pool import Pool
 from lighten.runtime.shared import SharedArrays
 from tests.runtime.models import WEIGHT, write_linear, write_two
 
@@ -90,12 +89,13 @@ def test_what_cannot_start_is_refused_and_leaves_no_process(tmp_path: Path) -> N
         Pool(tmp_path / "bad", workers=0)
 
 
-def test_throughput_counts_samples_by_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_linear(tmp_path / "out")
-    found = measure_throughput(tmp_path / "out", [X], n_samples=2, seconds=0.05, max_workers=3)
-    assert [point.workers for point in found] == [1, 2, 3]
-    assert found[0].efficiency == 1.0
-    for point in found:
-        assert point.efficiency == pytest.approx(point.samples_per_s / point.workers / found[0].samples_per_s)
-    monkeypatch.setattr(module, "usable_cores", lambda: 1)
-    assert len(measure_throughput(tmp_path / "out", [X], n_samples=2, seconds=0.01)) == 1
+def test_an_artifact_may_ask_for_its_workers(tmp_path: Path) -> None:
+    write_linear(tmp_path / "asks", options={"threads": 2, "workers": 3})
+    with Pool(tmp_path / "asks") as pool:
+        assert pool.workers == 3
+        assert pool.runner(X).shape == (2, 2)
+    with Pool(tmp_path / "asks", workers=1) as pool:
+        assert pool.workers == 1
+    write_linear(tmp_path / "odd", options={"workers": 0})
+    with pytest.raises(ConfigError, match="workers=0"):
+        Pool(tmp_path / "odd")

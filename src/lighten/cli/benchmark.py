@@ -14,7 +14,7 @@ from lighten.cli.console import Format, FormatOption, print_json, stderr
 
 if TYPE_CHECKING:
     from lighten.runtime.benchmark import Benchmark, Entry
-    from lighten.runtime.pool import Throughput
+    from lighten.runtime.throughput import Throughput
 
 BUSY = 0.5  # runnable tasks a core
 

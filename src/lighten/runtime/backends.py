@@ -71,14 +71,16 @@ def compile_artifact(artifact: Artifact, threads: int | None = None) -> Compiled
 def only_options(artifact: Artifact, known: Mapping[str, type]) -> dict[str, Any]:
     """The options of artifact that a runtime knows, each of its type; a file is not trusted to hold just those.
 
+    Every runtime knows threads, and workers, which only a Pool heeds.
+
     Raises:
         ArtifactError: an unknown option, or a value of another type.
     """
     for key, value in artifact.options.items():
-        if type(value) is not {"threads": int, **known}.get(key):
+        if type(value) is not {"threads": int, "workers": int, **known}.get(key):
             raise ArtifactError(
                 f"'{artifact.path}' has the option {key}={value!r}, which the runtime '{artifact.runtime}' does not "
-                f"know. Known: threads{''.join(', ' + name for name in known)}."
+                f"know. Known: threads, workers{''.join(', ' + name for name in known)}."
             )
     return dict(artifact.options)
 

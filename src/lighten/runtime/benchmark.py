@@ -12,8 +12,8 @@ from lighten.errors import ConfigError
 from lighten.runtime.artifact import Artifact, read_artifact
 from lighten.runtime.cpu import this_cpu, usable_cores
 from lighten.runtime.measure import LatencySample, Ratio, measure_latency, ratio_interval
-from lighten.runtime.pool import Throughput, measure_throughput
 from lighten.runtime.spec import BATCH, Array, TensorSpec
+from lighten.runtime.throughput import Throughput, measure_throughput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,8 @@ import collections
 import contextlib
 import queue
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,8 +28,8 @@ ROOM_BYTES = 2**28
 class Pool:
     """A context manager. runner: a Runner whose calls run in whichever process is free; call it from many threads.
 
-    workers: processes, None = one for each usable core. threads: of each. room_bytes: for the inputs, and again for the
-    outputs, of one call.
+    workers: processes, threads: of each; None = what the artifact asks for if it asks for workers, else one process of
+    one thread for each usable core. room_bytes: for the inputs, and again for the outputs, of one call.
 
     Raises:
         ConfigError: workers is not positive, or a batch needs more room. ArtifactError: the artifact cannot be loaded,
@@ -39,12 +37,19 @@ class Pool:
     """
 
     def __init__(
-        self, out_dir: Path | str, *, workers: int | None = None, threads: int = 1, room_bytes: int = ROOM_BYTES
+        self,
+        out_dir: Path | str,
+        *,
+        workers: int | None = None,
+        threads: int | None = None,
+        room_bytes: int = ROOM_BYTES,
     ) -> None:
-        self.workers = usable_cores() if workers is None else workers
-        if self.workers < 1:
-            raise ConfigError(f"workers={workers} is below 1. Leave it out for one a core.")
         artifact = read_artifact(Path(out_dir))
+        asked = artifact.options if "workers" in artifact.options else {"workers": usable_cores(), "threads": 1}
+        self.workers = asked["workers"] if workers is None else workers
+        if type(self.workers) is not int or self.workers < 1:
+            raise ConfigError(f"workers={self.workers!r} is below 1. Leave it out for one a core.")
+        threads = asked.get("threads", 1) if threads is None else threads
         self.runner = Runner(artifact, self._run)
         self._free: queue.LifoQueue[_Member] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(self.workers)
@@ -108,43 +113,3 @@ class _Member(Process):
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         places = self.ask({"places": self._inputs.put(arrays)})["places"]
         return [self._outputs.view(place).copy() for place in places]
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """efficiency: samples_per_s against `workers` times that of one worker; 1 = no loss."""
-
-    workers: int
-    samples_per_s: float
-    efficiency: float
-
-
-def measure_throughput(
-    out_dir: Path, inputs: Sequence[Array], *, n_samples: int, seconds: float = 2.0, max_workers: int | None = None
-) -> list[Throughput]:
-    """Samples a second with 1, 2, 4, … processes of one thread, up to max_workers (None = every usable core).
-
-    inputs: one batch, of n_samples samples, that is run again and again. seconds: for each number of workers.
-
-    Raises:
-        ConfigError, ArtifactError: see Pool.
-    """
-    most = usable_cores() if max_workers is None else max_workers
-    counts = sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
-    found: list[Throughput] = []
-    for workers in counts:
-        with Pool(out_dir, workers=workers) as pool:
-            for _ in pool.map([tuple(inputs)] * (4 * workers)):
-                pass  # warm-up
-            n_calls, started = 0, time.perf_counter()
-            for _ in pool.map(_until(started + seconds, tuple(inputs))):
-                n_calls += 1
-            rate = n_calls * n_samples / (time.perf_counter() - started)
-        one = found[0].samples_per_s if found else rate
-        found.append(Throughput(workers, rate, rate / (workers * one)))
-    return found
-
-
-def _until(deadline: float, batch: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    while time.perf_counter() < deadline:
-        yield batch
