@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lighten.accelerate import accelerate as accelerate
     from lighten.export import export as export
     from lighten.metric import ACCURACY as ACCURACY
     from lighten.metric import Metric as Metric
@@ -31,7 +32,7 @@ _HOME = {
     "load": "lighten.runtime.runner",
     "load_task": "lighten.task",
 }
-_VERB_PACKAGES = ("export", "prune", "quantize")  # callable packages, see lighten.verb
+_VERB_PACKAGES = ("accelerate", "export", "prune", "quantize")  # callable packages, see lighten.verb
 __all__ = ["__version__", *_HOME, *_VERB_PACKAGES]
 
 

@@ -25,7 +25,7 @@ class Lowered:
 
 
 def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: str) -> Lowered:
-    """captured for runtime; those that read ONNX read the same files.
+    """captured for runtime; those that read ONNX read the same files, weight-only layers aside.
 
     Raises:
         CaptureError: the model has no counterpart there; write_files raises it, too.
@@ -33,7 +33,7 @@ def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: st
     if runtime == "torch":
         module, inputs, outputs = to_torch(captured, example_inputs)
         return Lowered(inputs=inputs, outputs=outputs, write_files=lambda folder: save_graph(module, folder))
-    proto = to_onnx(captured, example_inputs)
+    proto = to_onnx(captured, example_inputs, standard=runtime != "onnxruntime")
     inputs, outputs = tensor_specs(proto)
 
     def write_onnx(folder: Path) -> None:
@@ -45,4 +45,4 @@ def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: st
 def must_be_known(runtime: str) -> None:
     """Raises ConfigError: there is no such runtime."""
     if runtime not in RUNTIMES:
-        raise ConfigError(f"Cannot export to the runtime '{runtime}'. Available: {', '.join(RUNTIMES)}.")
+        raise ConfigError(f"Cannot export to the runtime '{runtime}'. Available: {', '.join((*RUNTIMES, 'auto'))}.")

@@ -5,29 +5,32 @@ import itertools
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError
 from lighten.graph.capture import CapturedModule, capture, layer_of, with_batch_of_two
 from lighten.graph.fold import fold_batch_norm_
-from lighten.quantize.ops import onnx_translations
+from lighten.quantize import matmul_nbits, ops, weight_ops
+from lighten.quantize.matmul_nbits import use_matmul_nbits_
 from lighten.quantize.ranges import placeholder_values
 from lighten.runtime.spec import BATCH, TensorSpec
 
 OPSET = 20
 
 
-def to_onnx(model: nn.Module, example_inputs: tuple[Any, ...]) -> onnx.ModelProto:
+def to_onnx(model: nn.Module, example_inputs: tuple[Any, ...], *, standard: bool = False) -> onnx.ModelProto:
     """The computation of model in eval mode, batch norm folded; the batch axis is free where the model allows it.
 
     example_inputs: positional arguments of model. Inputs are named as in forward(); outputs output, output_1, ….
+    standard: only operators of ONNX itself, where ONNX Runtime's own would be faster.
 
     Raises:
         CaptureError: the model cannot be traced, an operator has no ONNX counterpart (named in the message), or the
@@ -37,6 +40,9 @@ def to_onnx(model: nn.Module, example_inputs: tuple[Any, ...]) -> onnx.ModelProt
     captured = capture(model, example_inputs)
     fold_batch_norm_(captured)
     captured.requires_grad_(False)
+    weight_ops.widen_scales_(captured)
+    if not standard:
+        use_matmul_nbits_(captured)
     proto: onnx.ModelProto = _export(captured, example_inputs).model_proto
     _strip(proto)
     _give_outputs_their_own_names(proto.graph)
@@ -79,13 +85,25 @@ def _export(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> Any:
                 traced,
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=onnx_translations(),
+                custom_translation_table=_translations(),
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            stored = weight_ops.stored_names(captured)
+            optimize_ir(program.model, should_fold=lambda node: None if _is_free_of(node, stored) else False)
     except Exception as error:
         raise CaptureError(_why_not(captured, error)) from error
-    assert program is not None
     return program
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    return {**ops.onnx_translations(), **weight_ops.onnx_translations(), **matmul_nbits.onnx_translations()}
+
+
+def _is_free_of(node: Any, stored: set[str]) -> bool:
+    """Whether node reads none of these tensors: computed out they would be as large as the floats they stand for."""
+    return not any(value is not None and value.name in stored for value in node.inputs)
 
 
 @contextmanager

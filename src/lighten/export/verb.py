@@ -42,14 +42,19 @@ def export(
 ) -> Artifact:
     """Lower model to runtime and write the artifact to out_dir, once its outputs agree with the module's.
 
-    example_inputs: positional arguments of model; the comparison runs on them. threads: that the artifact asks for,
-    None = every core it finds. The agreement is kept in the manifest's notes: `max_difference` and `rms_difference`,
+    example_inputs: positional arguments of model; the comparison runs on them. runtime: "auto" is whatever `accelerate`
+    finds fastest, which takes a minute or two. threads: that the artifact asks for, None = every core it finds, or for
+    "auto" the fastest number. The agreement is kept in the manifest's notes: `max_difference` and `rms_difference`,
     relative to the largest and the root mean square output.
 
     Raises:
         CaptureError: the model cannot be traced or has no counterpart in the runtime. ArtifactError: outputs disagree,
         or out_dir cannot be written. ConfigError: an unknown runtime.
     """
+    if runtime == "auto":
+        from lighten.accelerate.verb import accelerate  # it stands to the right of this package, and imports it
+
+        return accelerate(model, example_inputs, out_dir, threads=threads)
     must_be_known(runtime)
     captured = capture(model, example_inputs)
     lowered = lower(captured, example_inputs, runtime)

@@ -100,7 +100,7 @@ def write_artifact(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     try:
-        write_folder(out_dir, fill, _must_be_ours)
+        write_folder(out_dir, fill, must_be_replaceable)
     except OSError as error:
         raise ArtifactError(
             f"Cannot write the artifact '{out_dir}': {error.strerror or error} ({error.filename or out_dir}). "
@@ -180,8 +180,14 @@ def _check_file(path: Path, expected: File) -> None:
         )
 
 
-def _must_be_ours(folder: Path) -> None:
-    """Allow the replacement of an artifact, even a damaged one, and of an empty folder; of nothing else."""
+def must_be_replaceable(folder: Path) -> None:
+    """Allow what write_artifact may replace: nothing, an empty folder, an artifact, even a damaged one.
+
+    Raises:
+        ArtifactError: folder holds something else.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        return
     if folder.is_symlink() or not folder.is_dir():
         raise ArtifactError(f"'{folder}' exists and is not a folder. Choose another place for the artifact.")
     if not any(folder.iterdir()):

@@ -12,7 +12,7 @@ from lighten.runtime.measure import LatencySample
 from lighten.runtime.pool import Pool
 from lighten.runtime.spec import Array
 
-ROUNDS = 4
+ROUNDS = 3
 WINDOWS = 3
 
 
@@ -63,7 +63,7 @@ def measure_throughput(
 
 
 def compare_crews(
-    crews: Mapping[str, Crew], inputs: Sequence[Array], *, rounds: int = ROUNDS, seconds: float = 0.4
+    crews: Mapping[str, Crew], inputs: Sequence[Array], *, rounds: int = ROUNDS, seconds: float = 0.3
 ) -> dict[str, LatencySample]:
     """Run each crew on inputs, again and again; what is timed is one call, as a share of a crew that is always busy.
 

@@ -1,0 +1,97 @@
+"""What accelerate found, as plain data: the artifact's notes["accelerate"], which the command line draws."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lighten.accelerate.drafts import Draft
+from lighten.runtime.contest import Trial
+from lighten.runtime.measure import LatencySample, Ratio, ratio_interval
+from lighten.runtime.throughput import Crew, Throughput
+
+REASON_LENGTH = 300
+
+
+def latency_notes(trials: Sequence[Trial], winner: Trial, plain: str, drafts: Mapping[Path, Draft]) -> dict[str, Any]:
+    """trials, the winner's times, and its speed-up over the trial named plain; times in milliseconds a call."""
+    assert winner.sample is not None
+    finalists = {t.candidate.name: t.sample for t in trials if t.slowdown is not None and t.sample is not None}
+    speedup = _speedup(finalists, plain, winner.candidate.name)
+    return {
+        "winner": winner.candidate.name,
+        "difference": winner.difference,
+        "latency_ms": {"median": winner.sample.median, "p90": winner.sample.p90},
+        "speedup": speedup,
+        "trials": [_entry(trial, drafts) for trial in trials],
+    }
+
+
+def throughput_notes(
+    trials: Sequence[Trial],
+    winner: Trial,
+    plain: str,
+    drafts: Mapping[Path, Draft],
+    crews: Mapping[str, Crew],
+    samples: Mapping[str, LatencySample],
+    scaling: Sequence[Throughput],
+    batch: int,
+) -> dict[str, Any]:
+    """As latency_notes, with samples a second of the finalists' crews, and of the winner's with fewer workers.
+
+    samples: milliseconds a call of a whole crew that is busy, for finalists.
+    """
+
+    def entry(trial: Trial) -> dict[str, Any]:
+        name = trial.candidate.name
+        workers = None if trial.refused else crews[name].workers
+        rate = batch * 1e3 / samples[name].median if name in samples else None
+        return {**_entry(trial, drafts), "workers": workers, "samples_per_s": rate}
+
+    name = winner.candidate.name
+    return {
+        "winner": name,
+        "difference": winner.difference,
+        "workers": crews[name].workers,
+        "samples_per_s": batch * 1e3 / samples[name].median,
+        "efficiency": scaling[-1].efficiency,
+        "scaling": [asdict(point) for point in scaling],
+        "speedup": _speedup(samples, plain, name),
+        "trials": [entry(trial) for trial in trials],
+    }
+
+
+def _entry(trial: Trial, drafts: Mapping[Path, Draft]) -> dict[str, Any]:
+    draft, sample = drafts.get(trial.candidate.path), trial.sample
+    return {
+        "name": trial.candidate.name,
+        "way": trial.candidate.name if draft is None else draft.name,
+        "runtime": None if draft is None else draft.runtime,
+        "options": {} if draft is None else dict(draft.options),
+        "threads": trial.candidate.threads or None,
+        "median_ms": None if sample is None else sample.median,
+        "p90_ms": None if sample is None else sample.p90,
+        "cold_start_ms": None if sample is None else sample.start_up.cold_start_ms,
+        "peak_bytes": None if sample is None else sample.peak_bytes,
+        "difference": trial.difference if trial.difference is None or np.isfinite(trial.difference) else None,
+        "slowdown": _interval(trial.slowdown),
+        "refused": " ".join(trial.refused.split())[:REASON_LENGTH],
+    }
+
+
+def _speedup(samples: Mapping[str, LatencySample], plain: str, winner: str) -> dict[str, Any] | None:
+    """None where plain was refused."""
+    if plain not in samples:
+        return None
+    ratio = ratio_interval(samples[plain], samples[winner])
+    found = _interval(ratio)
+    assert found is not None
+    return {"over": plain, **found, "is_different": ratio.is_different}
+
+
+def _interval(ratio: Ratio | None) -> dict[str, Any] | None:
+    if ratio is None:
+        return None
+    return {"value": ratio.value, "ci95": [x if np.isfinite(x) else None for x in (ratio.low, ratio.high)]}
