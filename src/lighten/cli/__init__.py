@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
+from lighten.cli.accelerate import accelerate
 from lighten.cli.benchmark import benchmark
 from lighten.cli.compress import compress
 from lighten.cli.console import print_error
@@ -34,6 +35,7 @@ def _root() -> None:
     pass
 
 
+app.command()(accelerate)
 app.command()(benchmark)
 app.command()(compress)
 app.command()(doctor)
