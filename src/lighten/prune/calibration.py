@@ -5,6 +5,7 @@ is a linear layer over unfolded patches.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -102,6 +103,58 @@ def input_statistics(
     if not seen.sums:
         raise TaskError("The calibration data is empty. Pass calibration=[batch, …]; 100 to 500 samples are enough.")
     return {layer.name: seen.mean(layer) for layer in layers}
+
+
+class _Reached(Exception):  # noqa: N818  not an error: the rest of the graph need not run
+    pass
+
+
+class _Reader(fx.Interpreter):
+    """Runs the graph up to a layer and keeps what the layer reads."""
+
+    def __init__(self, captured: CapturedModule, layer: WeightLayer) -> None:
+        super().__init__(captured)
+        self.extra_traceback = False
+        self.wanted = {node.name for node in layer.nodes}
+        self.read: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.wanted:
+            self.read[n.name] = self.env[arguments(n)["input"]].float()
+            if len(self.read) == len(self.wanted):
+                raise _Reached
+        return super().run_node(n)
+
+
+def paired_moments(
+    dense: CapturedModule, pruned: CapturedModule, layer: WeightLayer, batches: Iterable[Any]
+) -> tuple[Tensor, Tensor]:
+    """X̂ X̂ᵀ / n and X X̂ᵀ / n, [groups, columns, columns] float64 each.
+
+    X is what layer reads in dense, X̂ what it reads in pruned, a copy of dense with other weights.
+    """
+    own, cross, count = None, None, 0
+    kernel = tuple(pruned.get_parameter(layer.parameter).shape[2:])
+    for batch in batches:
+        values = placeholder_values(pruned, as_args(batch))
+        read = []
+        for module in (dense, pruned):
+            reader = _Reader(module, layer)
+            with torch.no_grad(), suppress(_Reached):
+                reader.run(*values, enable_io_processing=False)
+            read.append(reader.read)
+        for node in layer.nodes:
+            x, x_hat = (side[node.name] for side in read)
+            size = max(1, CHUNK_ELEMENTS // max(1, x[:1].numel() * int(torch.Size(kernel).numel())))
+            for part, part_hat in zip(x.split(size), x_hat.split(size), strict=True):
+                rows, rows_hat = patches(part, node, kernel), patches(part_hat, node, kernel)
+                added, crossed = (rows_hat.mT @ rows_hat).double(), (rows.mT @ rows_hat).double()
+                own = added if own is None else own + added
+                cross = crossed if cross is None else cross + crossed
+                count += rows.shape[1]
+    assert own is not None
+    assert cross is not None
+    return own / count, cross / count
 
 
 def misfit(index: int, error: Exception) -> str:

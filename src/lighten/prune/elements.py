@@ -18,10 +18,12 @@ from lighten.plan import LayerPlan
 from lighten.prune import methods  # noqa: F401  importing the package fills the registries
 from lighten.prune.allocate import SCOPES, check_ratio, counts_gone
 from lighten.prune.calibration import input_statistics
+from lighten.prune.gradients import mean_gradients
 from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.methods.layer_data import LayerData, weight_importance, weight_update
 from lighten.prune.patterns import Pattern, keep_mask, n_of_m_mask
+from lighten.prune.reconstruct import reconstruct_
 from lighten.registry import Entry
 
 aten = torch.ops.aten
@@ -71,20 +73,22 @@ def prune_elements(
     layers, unfit = _that_fit(captured, layers, config.pattern)
     if not layers:
         raise ConfigError(_nothing_fits(config.pattern, {**skipped, **unfit}))
-    data = _gather(captured, layers, config.pattern, method, calibration, loss)
+    batches = _batches(calibration, method, loss)
+    data = _gather(captured, layers, config.pattern, method, batches, loss)
     before = masks(captured)
     scores = [
         _scored(entry, method, layer, data[layer.name], before.get(layer.parameter), config.pattern) for layer in layers
     ]
     chosen = choose_masks(scores, [get_tensor(captured, layer.parameter).shape for layer in layers], config)
-    made: dict[str, Tensor] = {}
-    for layer, mask in zip(layers, chosen, strict=True):
-        weight = get_tensor(captured, layer.parameter)
-        new = _updated(entry.name, method, data.pop(layer.name), config.pattern, mask)
-        if new is not None:
-            changed, mask = new
-            weight.data.copy_(config.pattern.restore(changed, weight.shape))
-        made[layer.parameter] = config.pattern.restore(mask, weight.shape)
+    if entry.name in {updating.name for updating in weight_update}:
+        assert batches is not None
+        chosen = reconstruct_(
+            captured, layers, data, chosen, method=entry.name, config=method, pattern=config.pattern, batches=batches
+        )
+    made = {
+        layer.parameter: config.pattern.restore(mask, get_tensor(captured, layer.parameter).shape)
+        for layer, mask in zip(layers, chosen, strict=True)
+    }
     masked = mask_weights(captured, made)
     masked.plan = replace(_recorded(masked, layers, made, config, {**skipped, **unfit}), importance=entry.name)
     return masked
@@ -142,28 +146,28 @@ def _gather(
     layers: list[WeightLayer],
     pattern: Pattern,
     method: Any,
-    calibration: Iterable[Any] | None,
+    batches: list[Any] | None,
     loss: Loss | None,
 ) -> dict[str, LayerData]:
     """What the method needs to know of each layer, in the layout of the pattern."""
     needs = getattr(method, "needs", None)
     seen: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
-    if needs is not None and calibration is None:
+    if needs is not None and batches is None:
         raise TaskError(
-            f"importance='{type(method).__name__.removesuffix('Config').lower()}' looks at data and got none. Pass "
-            "calibration=[batch, …]; 100 to 500 typical samples are enough."
+            f"{type(method).__name__.removesuffix('Config')} looks at data and got none. Pass calibration=[batch, …]; "
+            "100 to 500 typical samples are enough."
         )
     if needs in ("inputs", "hessian"):
-        assert calibration is not None
-        inputs = _without_targets(calibration) if loss is not None else calibration
+        assert batches is not None
         full = needs == "hessian"
-        for name, mean in input_statistics(captured, layers, inputs, full=full).items():
+        for name, mean in input_statistics(captured, layers, batches, full=full).items():
             seen[name] = {"second_moment": mean} if full else {"input_square": mean}
+    elif needs == "gradients":
+        assert batches is not None
+        found = mean_gradients(captured, [layer.parameter for layer in layers], batches, loss)
+        for layer in layers:
+            seen[layer.name] = dict(zip(("gradient", "fisher"), found[layer.parameter], strict=True))
     return {layer.name: _layer_data(captured, layer, pattern, seen[layer.name]) for layer in layers}
-
-
-def _without_targets(batches: Iterable[Any]) -> Iterable[Any]:
-    return (inputs for inputs, _ in batches)
 
 
 def _layer_data(captured: CapturedModule, layer: WeightLayer, pattern: Pattern, seen: dict[str, Tensor]) -> LayerData:
@@ -208,16 +212,6 @@ def _scored(
     )
 
 
-def _updated(name: str, method: Any, data: LayerData, pattern: Pattern, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The weights and mask of a method that updates what stays; None where it only chooses."""
-    if name not in {entry.name for entry in weight_update} or mask.all():
-        return None
-    effective, mask = weight_update[name].function(data, pattern, mask, method)
-    scale = data.output_scale[:, None]
-    # An output that batch norm multiplies with 0 says nothing about its weights: they stay as they are.
-    return torch.where(scale > 0, effective / scale.clamp(min=torch.finfo(scale.dtype).tiny), data.weight), mask
-
-
 def _recorded(
     masked: MaskedModule,
     layers: list[WeightLayer],
@@ -231,6 +225,13 @@ def _recorded(
         kept = int(mask.sum())
         plans[layer.name] = LayerPlan(channels=mask.numel(), kept=kept, granularity=config.pattern.name)
     return masked.plan.with_layers(plans, ratio=config.ratio, scope=config.scope, skipped=skipped)
+
+
+def _batches(calibration: Iterable[Any] | None, method: Any, loss: Loss | None) -> list[Any] | None:
+    """The batches as the method takes them: with targets where it looks at gradients of the loss, else without."""
+    if calibration is None or getattr(method, "needs", None) is None:
+        return None
+    return [batch if loss is None or method.needs == "gradients" else batch[0] for batch in calibration]
 
 
 def peek(calibration: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

@@ -20,6 +20,6 @@ class RandomWeightsConfig:
 def random(layer: LayerData, config: RandomWeightsConfig) -> Tensor:
     """Uniform in 0..1, [out, columns]."""
     # Layers of one shape must not all lose the same places; their bytes tell them apart without a name.
-    own = zlib.crc32(layer.weight.contiguous().cpu().numpy().tobytes())
-    generator = torch.Generator().manual_seed((config.seed << 32) + own)
+    own = zlib.crc32(layer.weight.contiguous().cpu().numpy().tobytes(), config.seed % 2**32)
+    generator = torch.Generator().manual_seed(own)
     return torch.rand(layer.weight.shape, generator=generator)
