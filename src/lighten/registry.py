@@ -54,4 +54,5 @@ class Registry(Generic[T]):
 
 importance: Registry[Callable[..., Any]] = Registry("importance criterion")
 observer: Registry[Callable[..., Any]] = Registry("range observer")
+quantizer: Registry[Callable[..., Any]] = Registry("rounding method")
 task: Registry[Callable[..., Any]] = Registry("built-in task")

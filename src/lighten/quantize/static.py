@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from lighten.errors import CaptureError
 from lighten.graph.arguments import arguments
@@ -21,6 +21,7 @@ from lighten.quantize.affine import least_weight_scale, qparams_of_range, quanti
 from lighten.quantize.placement import Placement, place, pool_after_clipping_
 from lighten.quantize.ranges import Ranges, observe_ranges
 from lighten.quantize.scheme import Scheme
+from lighten.quantize.store import register, replace_parameter_
 
 
 def quantize_static(
@@ -54,7 +55,7 @@ def _insert(captured: CapturedModule, placement: Placement, ranges: Ranges, sche
         _quantize_parameters(captured, node, name, input_scale, scheme, bits)
     for point, (scale, zero_point) in qparams.items():
         names = [
-            _register(captured, f"{point.name}_{part}", value)
+            register(captured, f"{point.name}_{part}", value)
             for part, value in (("scale", scale), ("zero_point", zero_point))
         ]
         for node in (point, *(f for f, root in placement.followers.items() if root is point)):
@@ -102,27 +103,5 @@ def _quantize_parameters(
 
 
 def _store(captured: CapturedModule, parameter: fx.Node, codes: Tensor, scale: Tensor) -> None:
-    """Put codes and the node that dequantizes them in the place of a parameter."""
-    owner_name, _, leaf = str(parameter.target).rpartition(".")
-    owner = captured.get_submodule(owner_name)
-    delattr(owner, leaf)
     parts = {"codes": codes, "scale": scale, "zero_point": torch.zeros_like(scale, dtype=codes.dtype)}
-    graph = captured.graph
-    with graph.inserting_before(parameter):
-        nodes = [
-            graph.get_attr(f"{owner_name}.{_register(owner, f'{leaf}_{part}', value)}".lstrip("."))
-            for part, value in parts.items()
-        ]
-        stored = graph.call_function(ops.dequantize, tuple(nodes))
-    for node in (*nodes, stored):
-        node.meta = dict(parameter.meta)
-    parameter.replace_all_uses_with(stored)
-    graph.erase_node(parameter)
-
-
-def _register(owner: nn.Module, name: str, value: Tensor) -> str:
-    """Make value a buffer of owner, under name or, where the author has taken it, the next free one."""
-    while hasattr(owner, name):
-        name += "_"
-    owner.register_buffer(name, value)
-    return name
+    replace_parameter_(captured, parameter, ops.dequantize, parts)

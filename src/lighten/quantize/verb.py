@@ -10,8 +10,13 @@ from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.graph.capture import CapturedModule, capture
+from lighten.quantize import methods as _methods  # noqa: F401  importing the package fills the registry
+from lighten.quantize.methods.config import MethodConfig
+from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
 from lighten.quantize.static import quantize_static
+from lighten.quantize.weight_only import entry_of, quantize_weights
+from lighten.registry import quantizer
 from lighten.task import as_args
 
 DEFAULT_OBSERVER = "mse"
@@ -21,7 +26,7 @@ def quantize(
     model: nn.Module,
     scheme: str | Scheme,
     *,
-    method: str | None = None,
+    method: str | MethodConfig | None = None,
     calibration: Iterable[Any] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     exclude: Iterable[str] = (),
@@ -30,26 +35,33 @@ def quantize(
 ) -> CapturedModule:
     """A quantized copy of model; model itself is not modified.
 
-    scheme: "w8a8", "w4a8", …, see lighten.quantize.scheme. method: how weights are rounded; None = to nearest.
-    calibration: batches of inputs (a tensor, or a tuple of tensors); their ranges become the activations' scales.
-    example_inputs: positional arguments of model; None = the first calibration batch. exclude: shell patterns over
-    module names that stay float. observer: how ranges are chosen, None = by least squared error. weight_bits: fewer
-    than the scheme's for a CPU whose 8-bit products saturate (see lighten.runtime.cpu.int8_saturates). What was
-    quantized and what was left alone is in the result's `plan`.
+    scheme: "w8a8", "w4-g128", …, see lighten.quantize.scheme. method: how weights are rounded: a name, or its config
+    where settings differ from the defaults; None = to nearest. calibration: batches of inputs (a tensor, or a tuple of
+    tensors), for the ranges of activations and for methods that look at inputs. example_inputs: positional arguments
+    of model; None = the first calibration batch. exclude: shell patterns over module names that stay float. observer:
+    how ranges are chosen, None = by least squared error. weight_bits: fewer than the scheme's for a CPU whose 8-bit
+    products saturate (see lighten.runtime.cpu.int8_saturates). What was quantized and what was left alone is in the
+    result's `plan`.
 
     Raises:
-        ConfigError: a setting is unknown, or model is quantized already. TaskError: the calibration data is missing,
-        does not fit the model, or holds NaN. CaptureError: see capture; or model is not float32.
+        ConfigError: a setting is unknown or has no meaning here, or model is quantized already. TaskError: the
+        calibration data is missing, does not fit the model, or holds NaN. CaptureError: see capture; or a weight is
+        NaN, or activations are to be integers and model is not float32.
     """
     chosen = parse_scheme(scheme)
+    config = _method_config(method)
     if isinstance(model, CapturedModule) and model.plan.scheme is not None:
         raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
-    if chosen.activation_bits is None or chosen.dynamic:
+    if chosen.activation_bits is None:
+        return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits)
+    if chosen.dynamic:
         raise ConfigError(f"{chosen.name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a8[-tensor].")
     bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
-    if method not in (None, "rtn"):
-        raise ConfigError(f"There is no rounding method '{method}' for {chosen.name}. Available: rtn (the default).")
-    first, batches = _peek(calibration, chosen)
+    if not isinstance(config, RTNConfig):
+        raise ConfigError(
+            f"The method {entry_of(config).name} does not round for {chosen.name}. Available: rtn (the default)."
+        )
+    first, batches = _peek(calibration, f"{chosen.name} needs calibration data to find the ranges of activations")
     inputs = as_args(first) if example_inputs is None else example_inputs
     _must_be_float32(model, inputs)
     captured = capture(model, inputs)
@@ -57,17 +69,46 @@ def quantize(
     return captured
 
 
-def _peek(calibration: Iterable[Any] | None, scheme: Scheme) -> tuple[Any, Iterator[Any]]:
+def _weights_alone(
+    model: nn.Module,
+    scheme: Scheme,
+    config: MethodConfig,
+    calibration: Iterable[Any] | None,
+    example_inputs: tuple[Any, ...] | None,
+    exclude: Iterable[str],
+    observer: str | None,
+    weight_bits: int | None,
+) -> CapturedModule:
+    for name, value in (("observer", observer), ("weight_bits", weight_bits)):
+        if value is not None:
+            raise ConfigError(f"{name}={value!r} has no meaning for {scheme.name}, which leaves activations alone.")
+    batches: Iterable[Any] = ()
+    if config.needs_inputs or example_inputs is None:
+        why = f"{entry_of(config).name} looks at the inputs of layers"
+        if not config.needs_inputs:
+            why = f"{scheme.name} needs example_inputs, or calibration data, to trace the model"
+        first, batches = _peek(calibration, why)
+        example_inputs = as_args(first) if example_inputs is None else example_inputs
+    captured = capture(model, example_inputs)
+    quantize_weights(captured, scheme, config, batches, exclude)
+    return captured
+
+
+def _method_config(method: str | MethodConfig | None) -> MethodConfig:
+    if isinstance(method, MethodConfig):
+        return method
+    config: MethodConfig = quantizer["rtn" if method is None else method].config()
+    return config
+
+
+def _peek(calibration: Iterable[Any] | None, why: str) -> tuple[Any, Iterator[Any]]:
     """The first batch, and all of them: one at a time, they need not fit into memory together."""
     if isinstance(calibration, Tensor):
         raise TaskError("calibration is a tensor, but must be a list of batches. Pass calibration=[batch, …].")
     batches = iter(() if calibration is None else calibration)
     for first in batches:
         return first, itertools.chain([first], batches)
-    raise TaskError(
-        f"{scheme.name} needs calibration data to find the ranges of activations, and got none. "
-        "Pass calibration=[batch, …]; 100 to 500 typical samples are enough."
-    )
+    raise TaskError(f"{why}, and got none. Pass calibration=[batch, …]; 100 to 500 typical samples are enough.")
 
 
 def _must_be_float32(model: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,0 +1,13 @@
+"""What the engine has to know of a rounding method before it runs."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """needs_inputs: the method reads moments, so calibration data is needed. integers_only: codes must be evenly
+    spaced."""
+
+    needs_inputs: ClassVar[bool] = False
+    integers_only: ClassVar[bool] = False

@@ -1,0 +1,112 @@
+"""Moments: what calibration says about the inputs of one layer, in memory that does not grow with the data.
+
+Rounding a weight W to Ŵ changes the layer's output by (W - Ŵ) x. Summed over the data, its square is
+tr((W - Ŵ) H (W - Ŵ)ᵀ) / 2 with `hessian` H = 2 X Xᵀ / n_samples, so H is all that data-driven rounding has to know.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from lighten.graph.arguments import arguments
+from lighten.quantize.formats.grid import CHUNK, QuantizedWeight
+from lighten.quantize.placement import CONVOLUTIONS
+
+_UNFOLDED = 2**24  # most elements that patches of a convolution's input may take at once
+
+
+@dataclass(frozen=True)
+class Moments:
+    """hessian [columns, columns] float32. mean_abs [columns]: the mean magnitude of each input."""
+
+    hessian: Tensor
+    mean_abs: Tensor
+
+
+class MomentAccumulator:
+    """Sums over batches; keeps one [columns, columns] matrix for each group of a grouped convolution."""
+
+    def __init__(self) -> None:
+        self.n_samples = 0
+        self.squares: Tensor | None = None
+        self.magnitudes: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """rows [groups, samples, columns]: what each group of the layer multiplies with its weights."""
+        rows = rows.detach().float()
+        if self.squares is None or self.magnitudes is None:
+            groups, _, columns = rows.shape
+            self.squares = torch.zeros(groups, columns, columns)
+            self.magnitudes = torch.zeros(groups, columns)
+        self.squares.baddbmm_(rows.mT, rows)
+        self.magnitudes += rows.abs().sum(1)
+        self.n_samples += rows.shape[1]
+
+    def moments(self) -> list[Moments]:
+        """One for each group."""
+        assert self.squares is not None
+        assert self.magnitudes is not None
+        n = max(1, self.n_samples)
+        return [Moments(h, m) for h, m in zip(self.squares * (2 / n), self.magnitudes / n, strict=True)]
+
+
+def output_errors(weight: Tensor, approximation: Tensor, hessian: Tensor) -> Tensor:
+    """[rows] the mean squared change of each output when approximation takes weight's place, both [rows, columns]."""
+    step = max(1, 8 * CHUNK // weight.shape[1])
+    errors = []
+    for start in range(0, len(weight), step):
+        change = weight[start : start + step].float() - approximation[start : start + step]
+        errors.append(((change @ hessian) * change).sum(1) / 2)
+    return torch.cat(errors)
+
+
+def better_rows(first: QuantizedWeight, second: QuantizedWeight, prefer_first: Tensor) -> QuantizedWeight:
+    """Each row from the one that prefer_first [rows] says; both are of one format and group size."""
+    chosen = prefer_first[:, None]
+    grid = [
+        None if a is None or b is None else torch.where(chosen, a, b)
+        for a, b in zip(first.grid, second.grid, strict=True)
+    ]
+    codes = torch.where(chosen, first.codes, second.codes)
+    return QuantizedWeight(codes, type(first.grid)(*grid), first.format, first.group_size)  # type: ignore[arg-type]
+
+
+def rows_of_input(reader: fx.Node, x: Tensor, weight_shape: torch.Size) -> Iterator[Tensor]:
+    """What reader, a linear layer or a convolution over 1 or 2 dimensions, multiplies with its weight's rows.
+
+    x: its input. Yields [groups, samples, columns], a few samples at a time.
+    """
+    if reader.target not in CONVOLUTIONS:
+        yield x.reshape(1, -1, x.shape[-1])
+        return
+    given = arguments(reader)
+    kernel = list(weight_shape[2:])
+    stride, dilation = (_per_axis(given[key], kernel) for key in ("stride", "dilation"))
+    x = F.pad(x, _padding(given["padding"], kernel, dilation))
+    if len(kernel) == 1:  # as a picture of one line
+        x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
+    size = x[0].numel() * math.prod(kernel)
+    for part in x.split(max(1, _UNFOLDED // max(1, size))):
+        patches = F.unfold(part, tuple(kernel), tuple(dilation), 0, tuple(stride))  # [n, channels · kernel, places]
+        grouped = patches.unflatten(1, (given["groups"], -1))
+        yield grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _per_axis(value: Any, kernel: list[int]) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * len(kernel) if len(values) == 1 else values
+
+
+def _padding(given: Any, kernel: list[int], dilation: list[int]) -> list[int]:
+    """As F.pad takes it, last axis first."""
+    if isinstance(given, str):
+        totals = [d * (k - 1) if given == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pairs = [(p, p) for p in _per_axis(given, kernel)]
+    return [p for pair in reversed(pairs) for p in pair]

@@ -1,0 +1,124 @@
+"""Weight-only quantization: weights as packed codes, computation in the model's own floats.
+
+What is read from memory shrinks, which is what limits a large linear layer at batch size 1; what is computed does not.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighten.errors import CaptureError, ConfigError
+from lighten.graph.capture import CapturedModule, get_tensor
+from lighten.graph.fold import fold_batch_norm_
+from lighten.plan import LayerPlan
+from lighten.quantize import weight_ops
+from lighten.quantize.formats import CodebookFormat, Float8Format, Format, IntegerFormat, QuantizedWeight, format_of
+from lighten.quantize.formats.grid import Grid
+from lighten.quantize.methods.config import MethodConfig
+from lighten.quantize.methods.rtn import RTNConfig
+from lighten.quantize.moments import Moments
+from lighten.quantize.packing import pack
+from lighten.quantize.scheme import Scheme
+from lighten.quantize.store import replace_parameter_
+from lighten.quantize.weights import StoredWeight, find_weights
+from lighten.registry import Entry
+from lighten.registry import quantizer as registry
+
+
+def quantize_weights(
+    captured: CapturedModule, scheme: Scheme, config: MethodConfig, batches: Iterable[Any], exclude: Iterable[str]
+) -> None:
+    """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
+
+    batches: read only by a method that needs inputs. Where it cannot have them (embeddings, recurrent layers), weights
+    are rounded to nearest, and the layer's plan says so.
+
+    Raises:
+        ConfigError: the method does not round to this format. CaptureError: a weight is NaN, infinite or on the meta
+        device. TaskError: see Moments.
+    """
+    entry = entry_of(config)
+    form = format_of(scheme)
+    if config.integers_only and not isinstance(form, IntegerFormat):
+        raise ConfigError(f"{entry.name} rounds to evenly spaced codes, which {scheme.name} has not. Use rtn or gptq.")
+    fold_batch_norm_(captured)
+    weights, skipped = find_weights(captured, exclude)
+    for weight in weights:
+        _must_be_numbers(get_tensor(captured, str(weight.parameter.target)), weight.layer)
+    layers: dict[str, LayerPlan] = {}
+    for weight in weights:
+        value = get_tensor(captured, str(weight.parameter.target)).detach()
+        store_weight_(captured, weight, round_weight(value, form, scheme.group_size, config, None))
+        layers[weight.layer] = LayerPlan(scheme=scheme.name, method=entry.name)
+    captured.graph.eliminate_dead_code()
+    captured.delete_all_unused_submodules()
+    captured.graph.lint()
+    captured.recompile()
+    captured.plan = captured.plan.with_layers(
+        layers, skipped=skipped, scheme=scheme.name, method=entry.name, weight_bits=scheme.weight_bits
+    )
+
+
+def entry_of(config: MethodConfig) -> Entry[Any]:
+    """The registered method that config sets up."""
+    return next(entry for entry in registry if entry.config is type(config))
+
+
+def round_weight(
+    weight: Tensor, form: Format, group_size: int | None, config: MethodConfig, moments: list[Moments] | None
+) -> QuantizedWeight:
+    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into."""
+    matrix = weight.detach().flatten(1).cpu()
+    form = form.bound_to(matrix)
+    if moments is None:
+        config = RTNConfig() if config.needs_inputs else config
+        quantized: QuantizedWeight = entry_of(config).function(matrix, form, group_size, config)
+        return quantized
+    parts = [
+        entry_of(config).function(rows, form, group_size, config, part)
+        for rows, part in zip(matrix.chunk(len(moments)), moments, strict=True)
+    ]
+    return _concatenated(parts)
+
+
+def store_weight_(captured: CapturedModule, weight: StoredWeight, quantized: QuantizedWeight) -> None:
+    """Put the codes, and the operator that gives back the weight, in its place."""
+    value = get_tensor(captured, str(weight.parameter.target))
+    shape, group_size = list(value.shape), quantized.group_size
+    form, (scale, zero_point) = quantized.format, quantized.grid
+    parts: Mapping[str, Tensor | None]
+    rest: tuple[Any, ...]
+    if isinstance(form, IntegerFormat):
+        packed_zero = None if zero_point is None else pack(zero_point.to(torch.uint8), form.bits)
+        parts = {"packed": pack(quantized.codes, form.bits), "scale": scale, "zero_point": packed_zero}
+        operator, rest = weight_ops.dequantize_packed, (form.bits, shape, group_size)
+    elif isinstance(form, CodebookFormat):
+        parts = {"packed": pack(quantized.codes, form.bits), "scale": scale, "table": form.values()}
+        operator, rest = weight_ops.dequantize_codebook, (shape, group_size, value.dtype)
+    else:
+        assert isinstance(form, Float8Format)
+        parts = {"codes": quantized.codes.view(form.dtype).view(shape), "scale": scale}
+        operator, rest = weight_ops.dequantize_float8, (group_size,)
+    parts = {**parts, "scale": scale.to(form.scale_dtype)}
+    parts = {name: None if part is None else part.to(value.device) for name, part in parts.items()}
+    replace_parameter_(captured, weight.parameter, operator, parts, rest)
+
+
+def _must_be_numbers(value: Tensor, layer: str) -> None:
+    if value.is_meta:
+        raise CaptureError(f"The weight of layer '{layer}' is on the meta device. Load the checkpoint first.")
+    if not value.isfinite().all():
+        raise CaptureError(f"The weight of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
+
+
+def _concatenated(parts: list[QuantizedWeight]) -> QuantizedWeight:
+    if len(parts) == 1:
+        return parts[0]
+    zero_points = [part.grid.zero_point for part in parts]
+    grid = Grid(
+        torch.cat([part.grid.scale for part in parts]),
+        None if zero_points[0] is None else torch.cat([z for z in zero_points if z is not None]),
+    )
+    return QuantizedWeight(torch.cat([part.codes for part in parts]), grid, parts[0].format, parts[0].group_size)
