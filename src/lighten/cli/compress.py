@@ -37,7 +37,7 @@ def compress(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Prune and quantize TASK's model as far as the budget allows, measure it, and write it with a report."""
-    from lighten.search.sweep import SweepConfig
+    from lighten.search.sweep import DEFAULT_RATIOS, SweepConfig
     from lighten.task import load_task
 
     loaded = load_task(task, **({} if data is None else {"data": data}))
@@ -68,7 +68,7 @@ def compress(
             threads=threads,
             batch=batch,
             seed=seed,
-            sweep_config=SweepConfig(epochs=epochs, **({"ratios": tuple(sorted(ratio))} if ratio else {})),
+            sweep_config=SweepConfig(epochs=epochs, ratios=tuple(sorted(ratio)) if ratio else DEFAULT_RATIOS),
             on_progress=draw,
         )
     if output is Format.JSON:
@@ -85,7 +85,7 @@ def table(result: Result) -> Table:
     """Before and after, and every trial between."""
     data = result.data
     drawn = Table(title=f"{data['task']}: {data['trials']} trials in {data['wall_s']} s", title_justify="left")
-    for column in ("", "latency ms", "speed-up", "size kB", data["baseline"]["metric"]["name"], "drop"):
+    for column in ("", "ms", "speed-up", "kB", data["baseline"]["metric"]["name"], "drop"):
         drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
     base_ms = data["baseline"]["latency_ms"]["median"]
 
