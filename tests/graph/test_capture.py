@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lighten.errors import CaptureError
-from lighten.graph.capture import capture
+from lighten.graph.capture import canonical_names, capture, set_tensor_
 from tests.graph.networks import NETWORKS, build
 
 
@@ -78,3 +78,53 @@ def test_a_fixed_batch_is_captured_and_said() -> None:
     captured = capture(FixedBatch(), (torch.ones(2, 12),))
     assert not captured.batch_is_dynamic
     assert captured(torch.ones(2, 12)).shape == (2, 12)
+
+
+class Regions(nn.Module):
+    """A region without gradients and one without autocast, as around rotary embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = self.fc(x).abs().amax(-1, keepdim=True)
+        with torch.autocast("cpu", enabled=False):
+            y = self.fc(x.float())
+        return y / scale
+
+
+def test_regions_are_inlined_and_keep_their_gradients() -> None:
+    model, x = Regions(), torch.randn(3, 4)
+    captured = capture(model, (x,))
+    assert not any("wrap_with" in str(node.target) for node in captured.graph.nodes)
+    assert torch.equal(captured(x), model(x))
+    captured(x).sum().backward()
+    model(x).sum().backward()
+    assert torch.equal(captured.get_parameter("fc.weight").grad, model.fc.weight.grad)
+
+
+def test_transformer_layers_are_captured_as_plain_operators() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval().requires_grad_(False)
+    captured = capture(layer, (torch.randn(2, 3, 8),))
+    assert any(node.target == torch.ops.aten.scaled_dot_product_attention.default for node in captured.graph.nodes)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(x))
+
+
+def test_tied_weights_are_replaced_under_all_their_names() -> None:
+    captured = capture(Tied(), (torch.zeros(2, 3, dtype=torch.int64),))
+    assert canonical_names(captured) == {"embed.weight": "embed.weight", "head.weight": "embed.weight"}
+    set_tensor_(captured, "embed.weight", torch.ones(5, 2))
+    assert captured.get_parameter("head.weight") is captured.get_parameter("embed.weight")
+    assert captured.get_parameter("head.weight").shape == (5, 2)

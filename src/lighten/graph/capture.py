@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError
 from lighten.graph.arguments import arguments, set_argument_
+from lighten.graph.inline import inline_regions_
 from lighten.plan import Plan
 
 aten = torch.ops.aten
@@ -30,6 +31,10 @@ TRAINING_FLAG = {
     aten.dropout.default: "train",
     aten.feature_dropout.default: "train",
     aten.alpha_dropout.default: "train",
+    aten.lstm.input: "train",
+    aten.gru.input: "train",
+    aten.rnn_tanh.input: "train",
+    aten.rnn_relu.input: "train",
 }
 
 
@@ -91,6 +96,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedModule
     captured = CapturedModule(exported, exported.graph)
     captured.plan, captured.batch_is_dynamic = Plan(), dynamic
     _drop_guards(captured)
+    inline_regions_(captured)
     _replace_in_place_operators(captured.graph)
     _keep_only_origin(captured)
     captured.graph.eliminate_dead_code()
@@ -112,15 +118,34 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
 
 
 def set_tensor_(module: nn.Module, name: str, value: Tensor) -> None:
-    """Replace the parameter or buffer of that dotted name by value; a parameter stays one."""
-    owner_name, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(owner_name)
-    if leaf in owner._parameters:
-        old = owner._parameters[leaf]
-        assert old is not None
-        setattr(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
-    else:
-        owner.register_buffer(leaf, value.detach().clone())
+    """Replace the parameter or buffer of that dotted name by value, under every name it has; a parameter stays one."""
+    old, value = get_tensor(module, name), value.detach().clone()
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    for alias in _names_of(module, old) or [name]:
+        owner_name, _, leaf = alias.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if isinstance(new, nn.Parameter):
+            setattr(owner, leaf, new)
+        else:
+            owner.register_buffer(leaf, new, persistent=leaf not in owner._non_persistent_buffers_set)
+
+
+def canonical_names(module: nn.Module) -> dict[str, str]:
+    """The first name of every parameter and buffer by each of its names: weights that are tied are one."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in _all_tensors(module):
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _all_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _names_of(module: nn.Module, tensor: Tensor) -> list[str]:
+    return [name for name, other in _all_tensors(module) if other is tensor]
 
 
 def flat_inputs(inputs: tuple[Any, ...]) -> list[Any]:
@@ -179,8 +204,14 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[torch.export.Exp
 
 def _quiet_export(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
     """torch prints the graph of a failed trace before raising; the error that we raise says it in one line."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operators can be neither pruned nor exported
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # on the flat weights of nn.LSTM, say: of no use to who did not write it
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _batch_axis(inputs: tuple[Any, ...]) -> Any:
