@@ -2,7 +2,8 @@
 
 A unit is one id: everything it labels is removed at once. A group is the set of units that live on the same axes of the
 same parameters, so that they are alike and can be ranked: the channels of two convolutions whose outputs are added form
-one group; those of two convolutions whose outputs are concatenated form two. A layer keeps something as long as every
+one group; those of two convolutions whose outputs are concatenated form two. Units that make up a tensor of their own,
+as queries do in a fused projection, form a group too: so every layer and every tensor keeps something as long as every
 group keeps something.
 """
 
@@ -41,12 +42,16 @@ def find_groups(labels: Labels, exclude: Iterable[str] = ()) -> list[Group]:
     for place, slot in enumerate(labels.slots):
         for unit in slot.ids.unique().tolist():
             homes.setdefault(unit, []).append(place)
-    members: dict[tuple[int, ...], list[int]] = {}
+    lines: dict[int, list[int]] = {}  # unit -> the tensors it is part of
+    for place, line in enumerate(labels.lines):
+        for unit in line.tolist():
+            lines.setdefault(unit, []).append(place)
+    members: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for unit, places in sorted(homes.items()):
         if unit not in stays:
-            members.setdefault(tuple(places), []).append(unit)
+            members.setdefault((tuple(places), tuple(lines.get(unit, ()))), []).append(unit)
     groups = []
-    for living, units in members.items():
+    for (living, _), units in members.items():
         slots = tuple(labels.slots[place] for place in living)
         producers = tuple(dict.fromkeys(layer_name(slot) for slot in slots if slot.role == "output"))
         if producers:  # ids without a producer belong to parameters that ride on nothing prunable

@@ -7,14 +7,20 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from lighten.graph.labels import Propagation, no_ids, tensors_in
+from lighten.graph.ids import by_index, no_ids, spread, tensors_in, varying_axes
+from lighten.graph.state import Propagation
 
 Rule = Callable[[Propagation, fx.Node], Any]
+aten = torch.ops.aten
 
 
 def not_understood(state: Propagation, node: fx.Node) -> Any:
     """Every id that reaches the node stays."""
-    reason = f"its channels reach {node.target}, which pruning does not understand"
+    return stay(state, node, f"its channels reach {node.target}, which pruning does not understand")
+
+
+def stay(state: Propagation, node: fx.Node, reason: str) -> Any:
+    """Every id that reaches the node stays, for that reason."""
     for ids in tensors_in(fx.map_arg((node.args, node.kwargs), state.ids)):
         state.freeze(ids, reason)
     return no_ids(state.sizes[node])
@@ -22,13 +28,18 @@ def not_understood(state: Propagation, node: fx.Node) -> Any:
 
 def outputs_stay(state: Propagation, node: fx.Node) -> None:
     """What leaves the model keeps its size."""
-    for ids in tensors_in(fx.map_arg(node.args, state.ids)):
-        state.freeze(ids, "its channels are an output of the model")
+    stay(state, node, "its channels are an output of the model")
 
 
 def are_parameters(*nodes: Any) -> bool:
-    """True if every one of nodes is a parameter or a buffer, or None."""
-    return all(node is None or (isinstance(node, fx.Node) and node.op == "get_attr") for node in nodes)
+    """True if every one of nodes is a parameter or a buffer, or None. A weight with weight norm counts as one."""
+    return all(node is None or (isinstance(node, fx.Node) and _is_parameter(node)) for node in nodes)
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    if node.target == aten._weight_norm.default:
+        return all(isinstance(read, fx.Node) and read.op == "get_attr" for read in node.args[:2])
+    return node.op == "get_attr"
 
 
 def tie_output(state: Propagation, weight: fx.Node, axis: int, bias: fx.Node | None, made: Tensor) -> None:
@@ -38,11 +49,32 @@ def tie_output(state: Propagation, weight: fx.Node, axis: int, bias: fx.Node | N
         state.tie(bias, 0, "carried", made)
 
 
+def line_of(ids: Tensor, axis: int) -> Tensor:
+    """The ids [size] along axis of regular ids; zeros where that is not the axis along which things may be removed.
+
+    A tensor that is one unit all over loses nothing: that unit stays, see `labels`.
+    """
+    axis %= ids.ndim
+    is_axis = varying_axes(ids) == [axis]
+    return by_index(ids, axis)[:, 0] if is_axis else torch.zeros(ids.shape[axis], dtype=torch.int64)
+
+
+def other_axis(ids: Tensor, axis: int) -> int | None:
+    """The axis of regular ids along which they vary, if that is not axis."""
+    axes = [other for other in varying_axes(ids) if other != axis % ids.ndim]
+    return axes[0] if axes else None
+
+
 def planes(channels: Tensor, shape: torch.Size, spatial: int) -> Tensor:
     """channels [n] spread over the planes of an activation [..., n, *spatial axes] of that shape."""
-    return channels.view([-1] + [1] * spatial).expand(shape)
+    return spread(channels, len(shape) - 1 - spatial, shape)
 
 
 def overloads(*packets: Any) -> list[OpOverload]:
     """Every overload of the operators."""
     return [getattr(packet, name) for packet in packets for name in packet.overloads()]
+
+
+def named(*names: str) -> list[OpOverload]:
+    """Every overload of the ATen operators with these names that this torch has."""
+    return overloads(*(getattr(aten, name) for name in names if hasattr(aten, name)))
