@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
-from lighten.graph.groups import Group, find_groups, layer_name, rows_of_units
+from lighten.graph.groups import Group, layer_name, rows_of_units
 from lighten.graph.labels import Labels, propagate
-from lighten.graph.rewrite import remove_units_
+from lighten.graph.rewrite import check_equals_zeroing, remove_units_
 from lighten.plan import LayerPlan, Plan
+from lighten.prune.heads import groups_of
 from lighten.prune.importance import l2  # noqa: F401  importing the package fills the registry
 from lighten.prune.select import SelectConfig, select_units
 from lighten.registry import importance as criteria
@@ -24,23 +25,29 @@ def prune_channels(
     config: SelectConfig,
     *,
     importance: str,
+    granularity: str = "channel",
     example_inputs: tuple[Any, ...],
     exclude: Iterable[str] = (),
 ) -> CapturedModule:
     """A copy of model without the units that config selects by the criterion of that name; see lighten.prune.
 
+    Before it is returned it is run on example_inputs and held against the model in which the same units are zero.
+
     Raises:
-        ConfigError: an unknown criterion. CaptureError: the model cannot be traced.
+        ConfigError: an unknown criterion, or no heads where heads were asked for. CaptureError: the model cannot be
+            traced, or the check failed.
     """
     criterion = criteria[importance]
     captured = capture(model, example_inputs)
-    labels = propagate(captured, example_inputs)
-    groups = find_groups(labels, exclude)
+    labels = propagate(captured, example_inputs, keep=granularity)
+    groups = groups_of(labels, granularity, exclude)
     scores = [criterion.function(rows, criterion.config()) for rows in unit_rows(captured, groups)]
     gone = select_units(scores, config)
     units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
+    before = copy.deepcopy(captured)
     remove_units_(captured, labels, units, example_inputs)
-    recorded = _record(captured.plan, labels, groups, units)
+    check_equals_zeroing(before, labels, units, captured, example_inputs)
+    recorded = _record(captured.plan, labels, groups, units, granularity)
     captured.plan = replace(recorded, ratio=config.ratio, importance=importance, scope=config.scope)
     return captured
 
@@ -65,12 +72,12 @@ def unit_rows(captured: CapturedModule, groups: list[Group]) -> list[Tensor]:
     ]
 
 
-def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor) -> Plan:
+def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor, granularity: str) -> Plan:
     touched: dict[str, LayerPlan] = {}
     for group in groups:
         for slot in group.slots:
             if slot.role == "output":
                 kept = int((~torch.isin(slot.ids, units)).sum())
-                touched[layer_name(slot)] = LayerPlan(channels=len(slot.ids), kept=kept, granularity="channel")
+                touched[layer_name(slot)] = LayerPlan(channels=len(slot.ids), kept=kept, granularity=granularity)
     skipped = {layer: f"not pruned: {reason}" for layer, reason in labels.frozen.items() if layer not in touched}
     return plan.with_layers(touched, skipped=skipped)

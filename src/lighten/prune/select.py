@@ -1,7 +1,7 @@
 """Select: from scores to the exact units that go.
 
 Counts are exact: k units are chosen, k are removed, whatever the ties. Kept counts are then rounded up to a multiple,
-because kernels work on whole vectors of channels, and never fall below one multiple.
+because kernels work on whole vectors of channels, and never fall below one multiple or `min_keep`.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ SCOPES = ("layer", "global")
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """ratio: share of the units to remove, in [0, 1). scope: "layer" = the share of every group, "global" = of all
-    groups together, by scores relative to each group's mean. round_to: kept counts are multiples of it (or all)."""
+    groups together, by scores relative to each group's mean. round_to: kept counts are multiples of it (or all).
+    min_keep: at least so many of each group are kept (or all)."""
 
     ratio: float
     scope: str = "global"
     round_to: int = 1
+    min_keep: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -30,6 +32,8 @@ class SelectConfig:
             raise ConfigError(f"scope='{self.scope}' is unknown. Use one of {', '.join(SCOPES)}.")
         if self.round_to < 1:
             raise ConfigError(f"round_to={self.round_to} is below 1. Use 1 for exact counts, 8 or 16 for vectors.")
+        if self.min_keep < 1:
+            raise ConfigError(f"min_keep={self.min_keep} is below 1. A layer without channels computes nothing.")
 
 
 def select_units(scores: list[Tensor], config: SelectConfig) -> list[Tensor]:
@@ -40,7 +44,7 @@ def select_units(scores: list[Tensor], config: SelectConfig) -> list[Tensor]:
         counts = _share_globally(scores, config.ratio)
     gone = []
     for group, count in zip(scores, counts, strict=True):
-        kept = _round_up(len(group) - count, config.round_to, len(group))
+        kept = _round_up(max(len(group) - count, config.min_keep), config.round_to, len(group))
         order = group.argsort(stable=True)
         gone.append(order[: len(group) - kept].sort().values)
     return gone

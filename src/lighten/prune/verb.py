@@ -9,11 +9,10 @@ from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule
 from lighten.prune.channels import prune_channels
 from lighten.prune.elements import ElementConfig, peek, prune_elements
+from lighten.prune.heads import STRUCTURED
 from lighten.prune.patterns import KNOWN, parse_pattern
 from lighten.prune.select import SelectConfig
 from lighten.task import as_args
-
-STRUCTURED = ("channel",)
 
 
 def prune(
@@ -24,6 +23,7 @@ def prune(
     importance: str = "l2",
     scope: str = "global",
     round_to: int = 1,
+    min_keep: int = 1,
     example_inputs: tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
@@ -31,13 +31,15 @@ def prune(
 ) -> CapturedModule:
     """A pruned copy of model; model itself is not modified.
 
-    granularity: "channel" takes channels out. "element", "n:m" (n of every m inputs stay) and "block:RxC" (R outputs
-    × C inputs) hold weights at zero, through further training too, see lighten.prune.masks.
+    granularity: "channel" takes channels out, "head" whole attention heads, "head_dim" the dimensions of heads.
+    "element", "n:m" (n of every m inputs stay) and "block:RxC" (R outputs × C inputs) hold weights at zero, through
+    further training too, see lighten.prune.masks.
     ratio: share of what can go that goes, in [0, 1). scope: "global" over all layers, "layer" in each; for weights
-    also "erk". round_to: channel counts that are left are multiples of this. example_inputs: positional arguments of
-    model; None = the first calibration batch. calibration: batches of inputs for criteria that look at data, or of
-    (inputs, target) where loss (outputs, target) -> scalar is given. exclude: shell patterns over module names, never
-    touched. What was pruned and what was left alone, with the reason, is in the result's `plan`.
+    also "erk". round_to: channel counts that are left are multiples of this. min_keep: at least so many are left in
+    every layer. example_inputs: positional arguments of model; None = the first calibration batch. calibration: batches
+    of inputs for criteria that look at data, or of (inputs, target) where loss (outputs, target) -> scalar is given.
+    exclude: shell patterns over module names, never touched. What was pruned and what was left alone, with the reason,
+    is in the result's `plan`.
 
     Raises:
         ConfigError: a setting is out of range or unknown. TaskError: calibration data is missing or does not fit.
@@ -45,7 +47,9 @@ def prune(
     """
     known = granularity in STRUCTURED or granularity == "element" or ":" in granularity
     if not known:
-        raise ConfigError(f"granularity='{granularity}' is not available. Available: {', '.join(STRUCTURED)}, {KNOWN}.")
+        raise ConfigError(
+            f"granularity='{granularity}' is not available. Available: channel, {KNOWN}; of attention: head, head_dim."
+        )
     if calibration is not None:
         first, calibration = peek(calibration)
         if example_inputs is None:
@@ -53,10 +57,18 @@ def prune(
     if example_inputs is None:
         raise ConfigError("prune needs example_inputs, the positional arguments of model as a tuple, or calibration.")
     if granularity in STRUCTURED:
-        config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to)
-        return prune_channels(model, config, importance=importance, example_inputs=example_inputs, exclude=exclude)
-    if round_to != 1:
-        raise ConfigError(f"round_to={round_to} is for channels; granularity='{granularity}' takes none out.")
+        config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to, min_keep=min_keep)
+        return prune_channels(
+            model,
+            config,
+            importance=importance,
+            granularity=granularity,
+            example_inputs=example_inputs,
+            exclude=exclude,
+        )
+    for name, value in (("round_to", round_to), ("min_keep", min_keep)):
+        if value != 1:
+            raise ConfigError(f"{name}={value} is for channels; granularity='{granularity}' takes none out.")
     elements = ElementConfig(pattern=parse_pattern(granularity), ratio=ratio, scope=scope)
     return prune_elements(
         model,
