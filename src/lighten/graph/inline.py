@@ -17,8 +17,6 @@ def inline_regions_(module: fx.GraphModule) -> None:
     """
     while region := next((n for n in module.graph.nodes if _can_inline(n)), None):
         _inline_one(module, region)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
 
 
 def _can_inline(node: fx.Node) -> bool:
@@ -50,3 +48,6 @@ def _inline_one(module: fx.GraphModule, region: fx.Node) -> None:
         user.replace_all_uses_with(result)
         module.graph.erase_node(user)
     module.graph.erase_node(region)
+    if not body_node.users:
+        module.graph.erase_node(body_node)
+        module.delete_submodule(str(body_node.target))
