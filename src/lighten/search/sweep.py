@@ -13,7 +13,8 @@ from typing import Any
 
 from lighten.errors import ConfigError, LightenError
 from lighten.export import export
-from lighten.graph.capture import CapturedModule, capture, flat_inputs
+from lighten.export.onnx import named_inputs
+from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
 from lighten.metric import Interval, Scores, paired_drop
 from lighten.plan import Plan
@@ -46,7 +47,7 @@ class SweepConfig:
     importance: str = "l2"
     round_to: int = 8
     epochs: int | None = None
-    lr: float = 0.02
+    lr: float = 0.05
     distill_weight: float = 0.5
     seed: int = 0
     threads: int = 1
@@ -89,6 +90,30 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+def lower_original(task: Task, config: SweepConfig, folder: Path) -> Candidate:
+    """The original, lowered losslessly: what every candidate is compared with.
+
+    Raises:
+        CaptureError, TaskError: the model cannot be lowered, or the metric cannot score it.
+    """
+    model = capture(task.model, task.example_inputs)
+    model.plan = replace(model.plan, threads=config.threads, seed=config.seed)
+    artifact = export(model, task.example_inputs, folder / "original", threads=config.threads)
+    scores = evaluate(called_like(model, artifact.path), task.selection, task.metric, task.batch_size)
+    return Candidate(
+        name="the original",
+        ratio=0.0,
+        scheme=None,
+        n_params=count_parameters(model),
+        macs=count_macs(model, task.example_inputs),
+        path=artifact.path,
+        size_bytes=artifact.size_bytes,
+        plan=model.plan,
+        scores=scores,
+        drop=Interval(0.0, 0.0, 0.0),
+    )
+
+
 def sweep(
     task: Task, baseline: Scores, config: SweepConfig, max_drop: float, folder: Path, tell: OnProgress
 ) -> Iterator[Candidate]:
@@ -104,15 +129,14 @@ def sweep(
         done = i * n_schemes
         # All channels in float is the original itself, which is the baseline already.
         schemes = [scheme for scheme in config.schemes if ratio or scheme is not None]
-        tell(Progress(done, total, f"{_name(ratio, None)}: pruning and fine-tuning" if ratio else "the original"))
         if hopeless:
             yield from (Candidate(name=_name(ratio, s), ratio=ratio, scheme=s, note=hopeless) for s in schemes)
             continue
+        tell(Progress(done, total, f"{_name(ratio, None)}: pruning and fine-tuning" if ratio else "the original"))
         try:
             model = _recovered(task, ratio, config, partial(_tell_part, tell, done, total))
         except LightenError as error:
-            for scheme in schemes:
-                yield Candidate(name=_name(ratio, scheme), ratio=ratio, scheme=scheme, note=str(error))
+            yield from (Candidate(name=_name(ratio, s), ratio=ratio, scheme=s, note=str(error)) for s in schemes)
             continue
         found: list[Candidate] = []
         for j, scheme in enumerate(schemes):
@@ -121,6 +145,19 @@ def sweep(
             yield found[-1]
         if ratio and all(c.drop is not None and c.drop.low > max_drop for c in found):
             hopeless = f"not tried: {found[-1].name} already drops too much, with its whole interval"
+
+
+def called_like(model: CapturedModule, artifact: Path) -> Callable[..., Any]:
+    """The artifact as a function of the positional arguments that model, or the one it came from, takes."""
+    runner = load(artifact)
+    return lambda *inputs: runner(named_inputs(model, inputs))
+
+
+def representative_inputs(task: Task, batch: int) -> dict[str, Any]:
+    """The first `batch` calibration samples by the names that every artifact of the task gives them, as arrays."""
+    model = capture(task.model, task.example_inputs)
+    named = named_inputs(model, as_args(next(batches(task.calibration, batch))))
+    return {name: value.numpy() for name, value in named.items()}
 
 
 def fine_tuning(n_train: int, config: SweepConfig) -> FineTuneConfig:
@@ -192,7 +229,7 @@ def _lowered(
             )
         model.plan = replace(model.plan, threads=config.threads, seed=config.seed)
         artifact = export(model, task.example_inputs, folder / _folder_name(ratio, scheme), threads=config.threads)
-        scores = evaluate(load(artifact.path), task.selection, task.metric, task.batch_size)
+        scores = evaluate(called_like(model, artifact.path), task.selection, task.metric, task.batch_size)
     except LightenError as error:
         return replace(found, note=str(error))
     return replace(
@@ -215,8 +252,3 @@ def _name(ratio: float, scheme: str | None) -> str:
 
 def _folder_name(ratio: float, scheme: str | None) -> str:
     return f"{round(1000 * ratio):03d}-{scheme or 'float'}"
-
-
-def representative_inputs(task: Task, batch: int) -> list[Any]:
-    """The first `batch` calibration samples as the runtime takes them, one array an input."""
-    return [x.numpy() for x in flat_inputs(as_args(next(batches(task.calibration, batch))))]

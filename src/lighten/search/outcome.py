@@ -1,0 +1,107 @@
+"""Outcome: what a finished search found, as result.json holds it and as a sentence says it."""
+
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from lighten.measurement import Measurement
+from lighten.metric import Interval, Scores
+from lighten.runtime.backends import backend
+from lighten.runtime.cpu import this_cpu
+from lighten.runtime.measure import LatencySample, Ratio
+from lighten.search.choose import Budget, within
+from lighten.search.sweep import Candidate
+
+
+def measurement(candidate: Candidate, scores: Scores, sample: LatencySample, threads: int, batch: int) -> Measurement:
+    """Everything measured of one candidate; scores: on the data that the figure is for."""
+    assert candidate.plan is not None
+    return Measurement(
+        metric_name=scores.metric.name,
+        metric=scores.interval,
+        n=scores.n,
+        latency_ms=sample.to_latency(candidate.plan.runtime, threads, batch),
+        size_bytes=candidate.size_bytes,
+        n_params=candidate.n_params,
+        macs=candidate.macs,
+    )
+
+
+def describe(candidate: Candidate, budget: Budget, chosen: bool, threads: int, batch: int) -> dict[str, Any]:
+    """One trial; its figures are left out where it failed, and note says why."""
+    about: dict[str, Any] = {
+        "name": candidate.name,
+        "ratio": candidate.ratio,
+        "scheme": candidate.scheme,
+        "within_budget": within(candidate, budget),
+        "chosen": chosen,
+        "note": candidate.note,
+    }
+    if candidate.scores is not None and candidate.latency is not None and candidate.drop is not None:
+        about |= measurement(candidate, candidate.scores, candidate.latency, threads, batch).to_dict()
+        about["drop"] = interval_data(candidate.drop)
+    return about
+
+
+def describe_budget(budget: Budget) -> dict[str, Any]:
+    """The limits that were set."""
+    return {key: value for key, value in asdict(budget).items() if value is not None}
+
+
+def interval_data(interval: Interval) -> dict[str, Any]:
+    """As result.json holds it."""
+    return {"value": interval.value, "ci95": [interval.low, interval.high]}
+
+
+def environment(runtime: str, threads: int) -> dict[str, Any]:
+    """What the figures depend on besides the model."""
+    cpu = this_cpu()
+    return {
+        "cpu": cpu.name,
+        "cores": cpu.cores,
+        "instructions": [name for name in ("avx2", "avx512", "vnni", "amx", "neon_dotprod") if getattr(cpu, name)],
+        "threads": threads,
+        "runtime": runtime,
+        "runtime_version": backend(runtime).describe().version,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "os": platform.platform(terse=True),
+    }
+
+
+def verdict(
+    budget: Budget,
+    original: Candidate,
+    chosen: Candidate,
+    *,
+    admissible: bool,
+    accepted: bool,
+    drop: Interval,
+    ratio: Ratio,
+) -> str:
+    """What came out, in a sentence or two.
+
+    admissible: chosen met the budget on selection data. accepted: it did on holdout data too. ratio: the original's
+    time over chosen's.
+    """
+    better = "faster" if budget.minimize == "latency" else "smaller"
+    if chosen is original:
+        return (
+            f"Nothing that was tried is {better} than the original. The artifact is the original, lowered losslessly."
+        )
+    assert original.scores is not None
+    pace = f"{ratio.value:.2f}× faster" if ratio.low > 1 else "no faster for certain"
+    if ratio.high < 1:
+        pace = f"{1 / ratio.value:.2f}× slower"
+    size_ratio = original.size_bytes / chosen.size_bytes
+    what = f"{pace} and {size_ratio:.1f}× smaller, {original.scores.metric.name} drop {drop.value:.4f} on holdout data"
+    if accepted:
+        return f"{chosen.name}: {what}, within the budget of {budget.max_drop:g}."
+    if admissible:
+        return (
+            f"Not accepted: {chosen.name} met the budget of {budget.max_drop:g} on selection data, "
+            f"but measured again it is {what}."
+        )
+    return f"Nothing within the budget (drop {budget.max_drop:g}) was {better}. The nearest is {chosen.name}: {what}."
