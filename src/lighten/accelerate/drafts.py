@@ -60,12 +60,15 @@ def ways(captured: CapturedModule) -> list[Draft]:
     found = [Draft("onnxruntime", "onnxruntime")]
     if _has_other_devices():
         found.append(Draft("onnxruntime on the CPU", "onnxruntime", {"provider": CPU_PROVIDER}))
-    found += [Draft("openvino", "openvino"), Draft("torch", "torch", {"mode": "eager"})]
+    layouts = ["contiguous"]
     if any(weight.ndim == 4 for weight in captured.parameters()):
-        options = {"mode": "eager", "layout": "channels_last"}
-        found.append(Draft("torch channels-last", "torch", options))
-    # Inductor chooses memory layouts itself: channels_last beside it gave the same times (measured on convolutions).
-    return [*found, Draft("torch compiled", "torch", {"mode": "compile"})]
+        layouts.append("channels_last")
+    torch_ways = [
+        Draft(_torch_name(mode, layout), "torch", {"mode": mode, "layout": layout})
+        for mode in ("eager", "compile")
+        for layout in layouts
+    ]
+    return [*found, Draft("openvino", "openvino"), *torch_ways]
 
 
 def write_drafts(
@@ -91,6 +94,10 @@ def thread_counts(cores: int) -> list[int]:
 def room(threads: int | None) -> list[int]:
     """The numbers of threads to try: the one asked for, or a few up to the usable cores."""
     return thread_counts(usable_cores()) if threads is None else [threads]
+
+
+def _torch_name(mode: str, layout: str) -> str:
+    return "torch" + (" compiled" if mode == "compile" else "") + (" channels-last" if layout != "contiguous" else "")
 
 
 def _has_other_devices() -> bool:

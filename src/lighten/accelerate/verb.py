@@ -184,12 +184,17 @@ class _Search:
         return self._artifact(winner.candidate), options, self._about("throughput", notes)
 
     def _first_round(self) -> list[Trial]:
-        """A look at everything. Compiling takes longest and is tried once, on as many threads as suit eager best."""
+        """A look at everything. Compiling takes longest and is tried once, in the layout and on the threads that suit
+        eager best."""
         quick = [c for draft in self.drafts if not draft.is_compiled for c in draft.candidates(self.counts)]
         trials = self._look(quick)
-        eager = [trial for trial in trials if not trial.refused and self._artifact(trial.candidate).runtime == "torch"]
-        count = min(eager, key=lambda trial: trial.median).candidate.threads if eager else self.counts[-1]
-        return trials + self._look([c for d in self.drafts if d.is_compiled for c in d.candidates([count])])
+        eager = [t for t in trials if not t.refused and self._by_path()[t.candidate.path].runtime == "torch"]
+        if not eager:
+            return trials
+        best = min(eager, key=lambda trial: trial.median).candidate
+        layout = self._by_path()[best.path].options["layout"]
+        alike = [draft for draft in self.drafts if draft.is_compiled and draft.options["layout"] == layout]
+        return trials + self._look([c for draft in alike for c in draft.candidates([best.threads])])
 
     def _look(self, candidates: Sequence[Candidate]) -> list[Trial]:
         return look(
