@@ -2,7 +2,7 @@
 
 The claim: the choice is never more than 5 % slower than the best of the others. The others run as they come, on every
 core; the choice runs as accelerate wrote it. Each has processes of its own, which take turns; medians, and the 95 %
-interval of (choice / best of the others). About 7 minutes on 2 cores: python benchmarks/runtimes.py > runtimes.jsonl
+interval of (choice / best of the others). Run: python benchmarks/runtimes.py > runtimes.jsonl
 """
 
 import argparse
@@ -29,7 +29,7 @@ from networks import GPT, MobileNet, ViT, settle_
 OTHERS = {"torch": "eager", "torch compiled": "compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 CHOICE = "accelerate"
 ALLOWED = 1.05
-PROCESSES = 3  # with more the intervals are more honest, and the run longer: a compiled one takes 5 s to start
+PROCESSES = 3  # with more the intervals are more honest, and the run longer: a compiled one takes 5 s or more to start
 
 
 def networks() -> dict[str, tuple[nn.Module, Tensor]]:
