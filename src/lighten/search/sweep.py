@@ -47,7 +47,7 @@ class SweepConfig:
     importance: str = "l2"
     round_to: int = 8
     epochs: int | None = None
-    lr: float = 0.05
+    lr: float = 0.1
     distill_weight: float = 0.5
     seed: int = 0
     threads: int = 1
