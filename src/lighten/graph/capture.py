@@ -95,8 +95,8 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> CapturedModule
     assert isinstance(exported, fx.GraphModule)
     captured = CapturedModule(exported, exported.graph)
     captured.plan, captured.batch_is_dynamic = Plan(), dynamic
-    _drop_guards(captured)
     inline_regions_(captured)
+    _drop_guards(captured)
     _replace_in_place_operators(captured.graph)
     _keep_only_origin(captured)
     captured.graph.eliminate_dead_code()
@@ -237,8 +237,10 @@ def _user_line(error: Exception) -> str:
 
 
 def _drop_guards(captured: CapturedModule) -> None:
-    """Remove the input checks that torch.export adds: they pin the sizes that pruning is about to change."""
+    """Remove the checks that torch.export adds: they pin the sizes that pruning is about to change."""
     for node in list(captured.graph.nodes):
+        if node.target == aten._assert_tensor_metadata.default:
+            captured.graph.erase_node(node)
         if node.op == "call_module" and node.target == "_guards_fn":
             captured.graph.erase_node(node)
             captured.delete_submodule("_guards_fn")

@@ -41,14 +41,14 @@ def attention(state: Propagation, node: fx.Node) -> Any:
     having = [axis for axis, line in candidates.items() if line.any()]
     for axis in having[1:]:
         state.freeze(candidates[axis], CROSSED)
-    mask = given["attn_mask"]
+    scores = (*shape[:-1], k.shape[-2])
+    if not having or having[0] == -1:  # the dimensions of values are no axis of the scores
+        _meet_mask(state, given["attn_mask"], no_ids(torch.empty(scores, device="meta")))
+    else:
+        _meet_mask(state, given["attn_mask"], spread(candidates[having[0]], having[0], scores))
     if not having:
-        _meet_mask(state, mask, no_ids(torch.empty([*shape[:-1], k.shape[-2]], device="meta")))
         return no_ids(state.sizes[node])
-    axis = having[0]
-    line = candidates[axis]
-    if axis != -1:
-        _meet_mask(state, mask, spread(line, axis, (*shape[:-1], k.shape[-2])))
+    axis, line = having[0], candidates[having[0]]
     if axis != -2 and state.is_zero(value):
         state.zeros.add(node)
     return spread(line, axis, shape)

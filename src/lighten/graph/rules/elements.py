@@ -43,8 +43,12 @@ def element_wise(state: Propagation, node: fx.Node) -> Any:
         state.unite(meeting[0], other)
     result = meeting[0] if meeting else no_ids(state.sizes[node])
     for free in (n for n in read if n in state.shapes.free):
-        take_ids(state, state.ids(free), result)
         counted.append(free)
+        axes = varying_axes(state.current(state.ids(free).expand(shape)))
+        if axes and not varying_axes(result) and all(_is_spread(ids, axis, shape) for ids in operands for axis in axes):
+            result = state.ids(free).expand(shape)  # a bias for each head, added to a mask that all heads share
+        else:
+            take_ids(state, state.ids(free), result)
     if _zero_stays_zero(state, node, counted):
         state.zeros.add(node)
     return result

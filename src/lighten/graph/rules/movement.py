@@ -99,7 +99,7 @@ def expanded(state: Propagation, node: fx.Node) -> Any:
         axis for axis in range(len(shape))
         if shape[axis] > 1 and isinstance(sizes[axis], int) and (axis < offset or ids.shape[axis - offset] == 1)
     ]  # fmt: skip
-    if ids.any() or len(wide) != 1:
+    if ids.any() or len(wide) != 1 or not state.sizes[node].is_floating_point():  # a mask belongs to no channel
         return ids.expand(shape)
     return spread(state.fresh(shape[wide[0]]), wide[0], shape)
 
