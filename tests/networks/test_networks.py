@@ -126,7 +126,8 @@ def test_the_verb_halves_every_layer_and_what_is_left_trains(name: str) -> None:
     pruned.train()
     outputs = pytree.tree_leaves(pruned(*twice(pruned, inputs)))
     sum(out.square().sum() for out in outputs).backward()
-    assert all(p.grad is not None for p in pruned.parameters())
+    read = {node.target for node in pruned.graph.nodes if node.op == "get_attr"}  # WaveNet's last residual is not
+    assert all(p.grad is not None for key, p in pruned.named_parameters() if key in read)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
