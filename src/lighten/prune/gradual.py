@@ -1,0 +1,106 @@
+"""Prune gradually: a step of the schedule, fine-tuning, the next step."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lighten.errors import ConfigError, TaskError
+from lighten.graph.capture import CapturedModule
+from lighten.prune.patterns import parse_pattern
+from lighten.prune.schedules import ratios
+from lighten.prune.verb import prune
+from lighten.recover.finetune import FineTuneConfig, OnStep, fine_tune
+from lighten.task import Task, batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneStep:
+    """A finished step: number step of n_steps (from 1), the ratio reached, and the module after fine-tuning."""
+
+    step: int
+    n_steps: int
+    ratio: float
+    model: CapturedModule
+
+
+def prune_gradually(
+    task: Task,
+    ratio: float,
+    *,
+    schedule: str = "one-shot",
+    granularity: str = "channel",
+    importance: str = "l2",
+    scope: str = "global",
+    exclude: Iterable[str] = (),
+    fine_tuning: FineTuneConfig | None = None,
+    on_step: OnStep | None = None,
+    on_prune: Callable[[PruneStep], None] | None = None,
+) -> CapturedModule:
+    """task's model pruned to ratio along schedule, fine-tuned after each step; the task's model is not modified.
+
+    Single weights that a step prunes stay pruned; of channels each step takes its share of those that are left.
+    fine_tuning: of each step, None = not at all. The other settings: see lighten.prune. Criteria that look at
+    gradients see the first training samples, as many as calibration has.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps. TaskError: the task
+        has no training data and fine_tuning is given. CaptureError: the model cannot be traced.
+    """
+    targets = ratios(schedule, ratio)
+    if fine_tuning is not None and (task.train is None or task.loss is None):
+        raise TaskError(f"Task '{task.name}' has no training data, so nothing can be fine-tuned. Prune without epochs.")
+    structured = ":" not in granularity and granularity != "element"
+    if not structured and len(targets) > 1 and parse_pattern(granularity).is_n_of_m:
+        raise ConfigError(
+            f"granularity='{granularity}' fixes its ratio and cannot rise to it. Use schedule='one-shot'."
+        )
+    model: Any = task.model
+    reached = 0.0
+    exclude = tuple(exclude)
+    for step, target in enumerate(targets, start=1):
+        share = 1 - (1 - target) / (1 - reached) if structured else target
+        model = prune(
+            model,
+            share,
+            granularity=granularity,
+            importance=importance,
+            scope=scope,
+            example_inputs=task.example_inputs,
+            exclude=exclude,
+            **_data(task, importance),
+        )
+        reached = target
+        if fine_tuning is not None:
+            assert task.train is not None
+            assert task.loss is not None
+            model = fine_tune(model, task.train, task.loss, fine_tuning, on_step=on_step)
+        epochs = 0 if fine_tuning is None else step * fine_tuning.epochs
+        model.plan = replace(model.plan, ratio=target, epochs=epochs)
+        if on_prune is not None:
+            on_prune(PruneStep(step=step, n_steps=len(targets), ratio=target, model=model))
+    assert isinstance(model, CapturedModule)
+    return model
+
+
+def _data(task: Task, importance: str) -> dict[str, Any]:
+    """Calibration data where the criterion looks at any; with targets and a loss where it looks at gradients."""
+    from lighten.prune.importance.unit_data import unit_importance
+    from lighten.prune.methods.layer_data import weight_importance
+
+    needs = {
+        getattr(entry.config, "needs", None)
+        for registry in (unit_importance, weight_importance)
+        for entry in registry
+        if entry.name == importance
+    } - {None}
+    if not needs:
+        return {}
+    if needs == {"gradients"} and task.train is not None and task.loss is not None:
+        return {"calibration": _first(task.train, len(task.calibration), task.batch_size), "loss": task.loss}  # type: ignore[arg-type]
+    return {"calibration": list(batches(task.calibration, task.batch_size))}
+
+
+def _first(data: Any, n: int, batch_size: int) -> list[Any]:
+    from torch.utils.data import Subset
+
+    return list(batches(Subset(data, range(min(n, len(data)))), batch_size))
