@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lighten.errors import ConfigError
+from lighten.errors import CaptureError, ConfigError
 from lighten.prune import prune
 from lighten.prune.select import SelectConfig, select_units
+from tests import networks
 from tests.graph.networks import NETWORKS, build
 
 
@@ -92,3 +93,27 @@ def test_global_scope_takes_the_exact_number_and_prefers_the_weak() -> None:
 def test_bad_settings_are_refused(setting: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prune(nn.Linear(2, 2), example_inputs=(torch.ones(2, 2),), **setting)
+
+
+def test_heads_go_as_a_whole_and_min_keep_is_heeded() -> None:
+    model, inputs = networks.build("bert")
+    pruned = prune(model, 0.5, granularity="head", scope="layer", example_inputs=inputs)
+    assert pruned.get_parameter("layers.0.query.weight").shape == (12, 24)  # two of four heads of six
+    assert pruned.get_parameter("layers.0.intermediate.weight").shape == (48, 24)
+    assert pruned.plan.layers["layers.0.query"].granularity == "head"
+    kept = prune(model, 0.9, granularity="head", scope="layer", min_keep=3, example_inputs=inputs)
+    assert kept.get_parameter("layers.0.query.weight").shape == (18, 24)
+
+
+def test_a_model_without_heads_is_refused() -> None:
+    model, inputs = build("seed")
+    with pytest.raises(ConfigError, match="no attention heads were found"):
+        prune(model, 0.5, granularity="head", example_inputs=inputs)
+
+
+def test_a_pruned_model_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check that stands behind every result: here the zeroed model is made to differ."""
+    model, inputs = build("seed")
+    monkeypatch.setattr("lighten.graph.rewrite.zero_units_", lambda *_: None)
+    with pytest.raises(CaptureError, match="does not compute what the model with the same channels zeroed"):
+        prune(model, 0.5, example_inputs=inputs)

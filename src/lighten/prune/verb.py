@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule
 from lighten.prune.channels import prune_channels
+from lighten.prune.depth import prune_blocks
 from lighten.prune.elements import ElementConfig, peek, prune_elements
 from lighten.prune.heads import STRUCTURED
 from lighten.prune.patterns import KNOWN, parse_pattern
@@ -31,9 +32,9 @@ def prune(
 ) -> CapturedModule:
     """A pruned copy of model; model itself is not modified.
 
-    granularity: "channel" takes channels out, "head" whole attention heads, "head_dim" the dimensions of heads.
-    "element", "n:m" (n of every m inputs stay) and "block:RxC" (R outputs × C inputs) hold weights at zero, through
-    further training too, see lighten.prune.masks.
+    granularity: "channel" takes channels out, "head" whole attention heads, "head_dim" the dimensions of heads,
+    "layer" residual blocks, by how much the outputs change without them. "element", "n:m" (n of every m inputs stay)
+    and "block:RxC" (R outputs × C inputs) hold weights at zero, through further training too, see lighten.prune.masks.
     ratio: share of what can go that goes, in [0, 1). scope: "global" over all layers, "layer" in each; for weights
     also "erk". round_to: channel counts that are left are multiples of this. min_keep: at least so many are left in
     every layer. example_inputs: positional arguments of model; None = the first calibration batch. calibration: batches
@@ -45,10 +46,11 @@ def prune(
         ConfigError: a setting is out of range or unknown. TaskError: calibration data is missing or does not fit.
         CaptureError: the model cannot be traced.
     """
-    known = granularity in STRUCTURED or granularity == "element" or ":" in granularity
+    known = granularity in (*STRUCTURED, "layer", "element") or ":" in granularity
     if not known:
         raise ConfigError(
-            f"granularity='{granularity}' is not available. Available: channel, {KNOWN}; of attention: head, head_dim."
+            f"granularity='{granularity}' is not available. Available: channel, {KNOWN}; of attention: head, head_dim; "
+            "of residual blocks: layer."
         )
     if calibration is not None:
         first, calibration = peek(calibration)
@@ -69,6 +71,9 @@ def prune(
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
         if value != 1:
             raise ConfigError(f"{name}={value} is for channels; granularity='{granularity}' takes none out.")
+    if granularity == "layer":
+        inputs = calibration if loss is None or calibration is None else (batch[0] for batch in calibration)
+        return prune_blocks(model, ratio, example_inputs=example_inputs, calibration=inputs, exclude=exclude)
     elements = ElementConfig(pattern=parse_pattern(granularity), ratio=ratio, scope=scope)
     return prune_elements(
         model,
