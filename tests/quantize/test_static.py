@@ -225,7 +225,8 @@ def test_projections_of_attention_are_in_the_plan() -> None:
     ("setting", "message"),
     [
         ({"scheme": "w9a9"}, "There is no scheme 'w9a9': weight_bits=9 is outside 2..8"),
-        ({"method": "magic"}, "There is no rounding method 'magic' for w8a8. Available: rtn"),
+        ({"method": "magic"}, "There is no rounding method 'magic'. Known: rtn"),
+        ({"method": "gptq"}, "The method gptq does not round for w8a8. Available: rtn"),
         ({"observer": "minmaxx"}, "There is no range observer 'minmaxx'. Did you mean 'minmax'"),
         ({"weight_bits": 9}, r"weight_bits=9 is outside 2..8"),
         ({"weight_bits": 0}, r"weight_bits=0 is outside 2..8"),

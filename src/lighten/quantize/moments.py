@@ -56,12 +56,15 @@ class MomentAccumulator:
 
 
 def output_errors(weight: Tensor, approximation: Tensor, hessian: Tensor) -> Tensor:
-    """[rows] the mean squared change of each output when approximation takes weight's place, both [rows, columns]."""
+    """[rows] float64: the mean squared change of each output when approximation takes weight's place, both
+    [rows, columns]. Large weights are scaled down before they are squared: float32 ends at 10^38."""
     step = max(1, 8 * CHUNK // weight.shape[1])
     errors = []
     for start in range(0, len(weight), step):
         change = weight[start : start + step].float() - approximation[start : start + step]
-        errors.append(((change @ hessian) * change).sum(1) / 2)
+        unit = change.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        change /= unit
+        errors.append(((change @ hessian) * change).sum(1).double() * unit.double() ** 2 / 2)
     return torch.cat(errors)
 
 

@@ -32,12 +32,17 @@ def observe_ranges(
             except TaskError:
                 raise
             except Exception as error:
-                said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-                raise TaskError(
-                    f"Calibration batch {index} does not fit the model: {said}. A batch is what the model is called "
-                    "with: a tensor, or a tuple of its positional arguments, without targets."
-                ) from error
+                raise does_not_fit(index, error) from error
     return {point: watching.range() for point, watching in watcher.watching.items() if point in watcher.seen}
+
+
+def does_not_fit(index: int, error: Exception) -> TaskError:
+    """What to raise when the model failed on the calibration batch of that index."""
+    said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return TaskError(
+        f"Calibration batch {index} does not fit the model: {said}. A batch is what the model is called with: a "
+        "tensor, or a tuple of its positional arguments, without targets."
+    )
 
 
 def placeholder_values(captured: CapturedModule, inputs: tuple[Any, ...]) -> list[Any]:

@@ -16,15 +16,19 @@ from lighten.plan import LayerPlan
 from lighten.quantize import weight_ops
 from lighten.quantize.formats import CodebookFormat, Float8Format, Format, IntegerFormat, QuantizedWeight, format_of
 from lighten.quantize.formats.grid import Grid
+from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
 from lighten.quantize.packing import pack
+from lighten.quantize.rescale import divide_input_
 from lighten.quantize.scheme import Scheme
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weights import StoredWeight, find_weights
 from lighten.registry import Entry
 from lighten.registry import quantizer as registry
+
+_LINEAR = torch.ops.aten.linear.default
 
 
 def quantize_weights(
@@ -32,8 +36,8 @@ def quantize_weights(
 ) -> None:
     """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
 
-    batches: read only by a method that needs inputs. Where it cannot have them (embeddings, recurrent layers), weights
-    are rounded to nearest, and the layer's plan says so.
+    batches: read only by a method that needs inputs. Where it cannot have them (embeddings, recurrent layers), or
+    cannot do what it does (see MethodConfig), weights are rounded to nearest, and the layer's plan says so.
 
     Raises:
         ConfigError: the method does not round to this format. CaptureError: a weight is NaN, infinite or on the meta
@@ -48,10 +52,23 @@ def quantize_weights(
     for weight in weights:
         _must_be_numbers(get_tensor(captured, str(weight.parameter.target)), weight.layer)
     layers: dict[str, LayerPlan] = {}
-    for weight in weights:
+    rounded: list[tuple[StoredWeight, QuantizedWeight]] = []
+
+    def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
         value = get_tensor(captured, str(weight.parameter.target)).detach()
-        store_weight_(captured, weight, round_weight(value, form, scheme.group_size, config, None))
-        layers[weight.layer] = LayerPlan(scheme=scheme.name, method=entry.name)
+        used = config if _can_use(config, weight) else RTNConfig()
+        quantized = round_weight(value, form, scheme.group_size, used, moments)
+        rounded.append((weight, quantized))
+        layers[weight.layer] = LayerPlan(scheme=scheme.name, method=entry_of(used).name)
+        return quantized.effective().view(value.shape).to(value)
+
+    if config.needs_inputs:
+        run_layer_by_layer(captured, weights, batches, work)
+    else:
+        for weight in weights:
+            work(weight, None)
+    for weight, quantized in rounded:
+        store_weight_(captured, weight, quantized)
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()
     captured.graph.lint()
@@ -59,6 +76,12 @@ def quantize_weights(
     captured.plan = captured.plan.with_layers(
         layers, skipped=skipped, scheme=scheme.name, method=entry.name, weight_bits=scheme.weight_bits
     )
+
+
+def _can_use(config: MethodConfig, weight: StoredWeight) -> bool:
+    if config.scales_inputs and (weight.shared or weight.reader is None or weight.reader.target != _LINEAR):
+        return False
+    return weight.reader is not None or not config.needs_inputs
 
 
 def entry_of(config: MethodConfig) -> Entry[Any]:
@@ -69,11 +92,9 @@ def entry_of(config: MethodConfig) -> Entry[Any]:
 def round_weight(
     weight: Tensor, form: Format, group_size: int | None, config: MethodConfig, moments: list[Moments] | None
 ) -> QuantizedWeight:
-    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into."""
+    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into, or None."""
     matrix = weight.detach().flatten(1).cpu()
-    form = form.bound_to(matrix)
     if moments is None:
-        config = RTNConfig() if config.needs_inputs else config
         quantized: QuantizedWeight = entry_of(config).function(matrix, form, group_size, config)
         return quantized
     parts = [
@@ -103,6 +124,9 @@ def store_weight_(captured: CapturedModule, weight: StoredWeight, quantized: Qua
         operator, rest = weight_ops.dequantize_float8, (group_size,)
     parts = {**parts, "scale": scale.to(form.scale_dtype)}
     parts = {name: None if part is None else part.to(value.device) for name, part in parts.items()}
+    if quantized.input_scale is not None:
+        assert weight.reader is not None
+        divide_input_(captured, weight.reader, quantized.input_scale.to(value))
     replace_parameter_(captured, weight.parameter, operator, parts, rest)
 
 

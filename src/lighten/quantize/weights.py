@@ -24,11 +24,12 @@ OBSERVABLE = CONVOLUTIONS | {aten.linear.default}
 @dataclass(frozen=True)
 class StoredWeight:
     """One parameter. layer: the module it lives in. reader: the first layer that reads it as it is, and whose input
-    can be watched; None = there is none."""
+    can be watched; None = there is none. shared: other layers read it, too."""
 
     parameter: fx.Node
     layer: str
     reader: fx.Node | None
+    shared: bool
 
 
 def find_weights(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple[list[StoredWeight], dict[str, str]]:
@@ -59,7 +60,7 @@ def find_weights(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple
             skipped[layer] = "not quantized: its weight is empty"
         else:
             direct = [r for r in readers if r.target in OBSERVABLE and arguments(r)["weight"] is node]
-            found.append(StoredWeight(node, layer, direct[0] if direct else None))
+            found.append(StoredWeight(node, layer, direct[0] if direct else None, len(readers) > 1))
     return found, skipped
 
 

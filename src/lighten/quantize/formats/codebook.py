@@ -69,7 +69,7 @@ class CodebookFormat:
         ordered, codes = self.values().sort(stable=True)
         ordered, codes = ordered[self._distinct(ordered)], codes[self._distinct(ordered)]
         middles = (ordered[1:] + ordered[:-1]) / 2
-        return codes.to(torch.uint8)[torch.bucketize(values / grid.scale, middles)]
+        return codes.to(torch.uint8)[torch.bucketize((values / grid.scale).contiguous(), middles)]
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         """float32, 0.0 where the table says 0."""

@@ -64,6 +64,11 @@ class QuantizedWeight:
         spread = (None if part is None else per_column(part, self.group_size, columns) for part in self.grid)
         return self.format.decode(self.codes, Grid(*spread))  # type: ignore[arg-type]
 
+    def effective(self) -> Tensor:
+        """[rows, columns] float32: the weight that inputs meet, input_scale taken out again."""
+        restored = self.dequantize()
+        return restored if self.input_scale is None else restored / self.input_scale
+
 
 def per_column(per_group: Tensor, group_size: int, columns: int) -> Tensor:
     """[rows, columns], or [rows, 1] where a row is one group, from [rows, groups]."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """needs_inputs: the method reads moments, so calibration data is needed. integers_only: codes must be evenly
-    spaced."""
+    spaced. scales_inputs: results have an input_scale, which only a linear layer with a weight of its own can bear."""
 
     needs_inputs: ClassVar[bool] = False
     integers_only: ClassVar[bool] = False
+    scales_inputs: ClassVar[bool] = False

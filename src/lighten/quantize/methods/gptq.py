@@ -1,0 +1,103 @@
+"""GPTQ: round column by column, and let the columns still to come make up for each error.
+
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+arXiv:2210.17323, algorithm 1; the update is that of optimal brain surgery (Hassibi & Stork 1993), its inverse Hessians
+read from one Cholesky factor.
+Differs: inputs that were always zero are rounded to nearest instead of being set to zero. With act_order the grids of
+groups come from the weights as given, so that groups stay where they are in memory; without it, from the weights as
+they are when a group is due. A row that comes out worse than by rounding to nearest is rounded to nearest.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lighten.errors import ConfigError
+from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight
+from lighten.quantize.methods.config import MethodConfig
+from lighten.quantize.methods.rtn import RTNConfig, rtn
+from lighten.quantize.moments import Moments, better_rows, output_errors
+from lighten.registry import quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQConfig(MethodConfig):
+    """damping: added to the Hessian's diagonal, as a fraction of its mean. act_order: columns with the largest inputs
+    first. block_size: columns that are finished before the rest of the matrix is brought up to date."""
+
+    needs_inputs: ClassVar[bool] = True
+    damping: float = 0.01
+    act_order: bool = True
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise ConfigError(f"damping={self.damping} is not above 0. The default is 0.01; more is more like rtn.")
+        if self.block_size < 1:
+            raise ConfigError(f"block_size={self.block_size} is below 1. The default is 128.")
+
+
+@quantizer("gptq", GPTQConfig)
+def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfig, moments: Moments) -> QuantizedWeight:
+    """weight [rows, columns], to a small change of its outputs on the inputs that moments were taken from."""
+    form = form.bound_to(weight)
+    nearest = rtn(weight, form, group_size, RTNConfig())
+    compensated = compensate(weight, form, nearest, config, moments.hessian)
+    errors = [output_errors(weight, q.dequantize(), moments.hessian) for q in (compensated, nearest)]
+    return better_rows(compensated, nearest, errors[0] <= errors[1])
+
+
+def compensate(
+    weight: Tensor, form: Format, nearest: QuantizedWeight, config: GPTQConfig, hessian: Tensor
+) -> QuantizedWeight:
+    """Algorithm 1 alone. nearest: weight rounded to nearest; its grids are used with act_order."""
+    rows, columns = weight.shape
+    size = nearest.group_size
+    order = torch.arange(columns)
+    if config.act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    left = weight.float().t()[order].contiguous()  # [columns, rows]: a column of weight is a row of memory
+    codes = torch.empty(columns, rows, dtype=torch.uint8)
+    grid = Grid(*(None if part is None else part.clone() for part in nearest.grid))  # type: ignore[arg-type]
+    factor = _inverse_factor(hessian[order][:, order], config.damping)
+    block = config.block_size
+    if not config.act_order and size < columns:
+        block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        errors = torch.empty(stop - start, rows)
+        for i in range(start, stop):
+            group = int(order[i]) // size
+            if not config.act_order and i % size == 0:
+                for part, fresh in zip(grid, form.fit(left[i : i + size].t()), strict=True):
+                    if part is not None and fresh is not None:
+                        part[:, group] = fresh[:, 0]
+            column = Grid(*(None if part is None else part[:, group] for part in grid))  # type: ignore[arg-type]
+            codes[i] = form.encode(left[i], column)
+            errors[i - start] = (left[i] - form.decode(codes[i], column)) / factor[i, i]
+            left[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i - start], alpha=-1)
+        left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(columns)
+    return QuantizedWeight(codes[back].t().contiguous(), grid, form, size)
+
+
+def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """Upper U with Uᵀ U = (H + damping · mean(diag H) · I)⁻¹; row i of U is what column i's error does to the rest.
+
+    More damping is tried, ten times as much, where float32 finds the sum not positive definite.
+    """
+    mean = hessian.diagonal().mean()
+    for _ in range(8):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            found = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            factor: Tensor = found.L
+            if not found.info:
+                return factor
+        damping *= 10
+    raise AssertionError("a positive semidefinite matrix plus 10^5 of its mean diagonal is positive definite")
