@@ -94,6 +94,27 @@ def test_removing_equals_zeroing_around_one_operator(name: str) -> None:
     torch.testing.assert_close(removed(*x), zeroed(*x), rtol=1e-10, atol=1e-10)
 
 
+class Pooled(nn.Module):
+    """Channels pass a linear layer over pixels, whose bias makes a zeroed channel other than 0, and are then summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pixels, self.out = nn.Conv2d(3, 8, 1), nn.Linear(36, 5), nn.Linear(25, 2)
+        self.row = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pixels(self.conv(x).flatten(2))
+        z = self.conv(x).flatten(2)[:, :, :5] + self.row
+        return self.out((y.transpose(1, 2) @ y + z.transpose(1, 2) @ z).flatten(1))
+
+
+def test_a_bias_on_the_way_makes_a_sum_of_channels_inexact() -> None:
+    x = (torch.randn(2, 3, 6, 6, dtype=torch.float64),)
+    labels = propagate(capture(Pooled().double(), x), x)
+    assert all("conv" not in group.producers for group in find_groups(labels))
+    assert "conv" in labels.frozen
+
+
 class Transposed(nn.Module):
     """Weights that are looked at through views: transposed, cut, shared with an embedding."""
 

@@ -169,6 +169,8 @@ def add_bias(state: Propagation, node: fx.Node, bias: fx.Node | None, ids: Tenso
     if bias is None:
         return ids
     line = line_of(ids, -1)
+    if not line.any():  # what passes along another axis is no longer 0
+        state.zeros.discard(node)
     view = weight_view(state, bias)
     if view is not None and state.sizes[bias].shape == line.shape:
         tie_view(state, view, 0, "carried", line)
@@ -203,14 +205,14 @@ def matmul_added(state: Propagation, node: fx.Node) -> Any:
     added = given["self"]
     if added.op == "get_attr" and state.sizes[added].ndim == 1:
         return add_bias(state, node, added, ids)
+    if added.op == "get_attr" or not state.is_zero(added):
+        state.zeros.discard(node)
     if added in state.shapes.free:
         take_ids(state, state.ids(added), ids)
         return ids
     other = state.current(state.regular_ids(added))
     if other.shape == ids.shape:
         state.unite(ids, other)
-        if other.any() and not state.is_zero(added):
-            state.zeros.discard(node)
         return ids
     state.freeze(other, "it is broadcast over a product")
     state.freeze(ids, "something is broadcast over a product")

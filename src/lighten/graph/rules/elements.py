@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from lighten.graph.arguments import arguments
-from lighten.graph.ids import no_ids, tensors_in, varies, varying_axes
+from lighten.graph.ids import no_ids, varies, varying_axes
 from lighten.graph.rules.common import Rule, line_of, named, not_understood
 from lighten.graph.state import Propagation
 
@@ -91,17 +91,17 @@ def _all_free(state: Propagation, read: list[fx.Node], shape: torch.Size) -> Ten
 
 def _zero_stays_zero(state: Propagation, node: fx.Node, counted: list[fx.Node]) -> bool:
     """True if the operator gives 0 where those of counted that can lose channels are 0: it is tried."""
+    # A free operand may just have been frozen; then it is not zeroed.
+    zeroed = [n for n in counted if state.is_zero(n) and bool(state.current(state.ids(n)).any())]
+    if not zeroed:
+        return False
 
     def sample(n: fx.Node) -> Any:
         def one(meta: Tensor) -> Tensor:
-            if n in counted and state.is_zero(n) and any(bool(ids.any()) for ids in tensors_in(state.ids(n))):
-                return torch.zeros(4, dtype=meta.dtype)
-            return torch.tensor([0.25, -1.5, 2.0, 0.75]).to(meta.dtype)
+            return torch.tensor([0.0] * 4 if n in zeroed else [0.25, -1.5, 2.0, 0.75]).to(meta.dtype)
 
         return tree_map_only(Tensor, one, state.sizes[n])
 
-    if not any(state.is_zero(n) for n in counted):
-        return False
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), sample)
     assert callable(node.target)
     try:
