@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lighten.accelerate import accelerate as accelerate
+    from lighten.checkpoint import restore as restore
+    from lighten.checkpoint import save as save
     from lighten.export import export as export
     from lighten.metric import ACCURACY as ACCURACY
     from lighten.metric import Metric as Metric
@@ -31,6 +33,8 @@ _HOME = {
     "compress": "lighten.search.loop",
     "load": "lighten.runtime.runner",
     "load_task": "lighten.task",
+    "restore": "lighten.checkpoint",
+    "save": "lighten.checkpoint",
 }
 _VERB_PACKAGES = ("accelerate", "export", "prune", "quantize")  # callable packages, see lighten.verb
 __all__ = ["__version__", *_HOME, *_VERB_PACKAGES]

@@ -19,6 +19,7 @@ from lighten.prune import methods  # noqa: F401  importing the package fills the
 from lighten.prune.allocate import SCOPES, check_ratio, counts_gone
 from lighten.prune.calibration import input_statistics
 from lighten.prune.gradients import mean_gradients
+from lighten.prune.history import remember_inputs_
 from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.methods.layer_data import LayerData, weight_importance, weight_update
@@ -90,6 +91,7 @@ def prune_elements(
         for layer, mask in zip(layers, chosen, strict=True)
     }
     masked = mask_weights(captured, made)
+    remember_inputs_(masked, example_inputs)
     masked.plan = replace(_recorded(masked, layers, made, config, {**skipped, **unfit}), importance=entry.name)
     return masked
 

@@ -83,6 +83,11 @@ def masks(module: nn.Module) -> dict[str, Tensor]:
     return {name: get_tensor(module, buffer) for name, buffer in names.items() if name in parameters}
 
 
+def is_mask(module: nn.Module, name: str) -> bool:
+    """Whether the buffer of that name is a mask, with or without its weight."""
+    return isinstance(module, CapturedModule) and name in module.meta.get(_META, {}).values()
+
+
 def mask_weights(captured: CapturedModule, new: dict[str, Tensor]) -> MaskedModule:
     """captured with the weights of these names held at zero where their mask is False; it shares captured's tensors.
 
