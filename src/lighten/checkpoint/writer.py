@@ -37,6 +37,7 @@ def save(model: nn.Module, folder: str | Path, *, example_inputs: tuple[Any, ...
         ArtifactError: folder holds other content, or cannot be written.
     """
     folder = Path(folder).absolute()
+    check_folder(folder)
     tensors, header, plan = contents(model, example_inputs)
 
     def fill(new: Path) -> None:
@@ -107,6 +108,12 @@ def _trace(model: CapturedModule, example_inputs: tuple[Any, ...] | None, tensor
 
 def _is_structured(granularity: str) -> bool:
     return granularity != "element" and ":" not in granularity
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ArtifactError where save would not write to folder."""
+    if folder.is_symlink() or folder.exists():
+        _must_be_ours(folder)
 
 
 def _must_be_ours(folder: Path) -> None:

@@ -15,7 +15,7 @@ from lighten.task import Task, batches
 
 @dataclass(frozen=True, kw_only=True)
 class PruneStep:
-    """A finished step: number step of n_steps (from 1), the ratio reached, and the module after fine-tuning."""
+    """A step that pruned: number step of n_steps (from 1), the ratio reached, and the module before fine-tuning."""
 
     step: int
     n_steps: int
@@ -70,14 +70,14 @@ def prune_gradually(
             **_data(task, importance),
         )
         reached = target
-        if fine_tuning is not None:
-            assert task.train is not None
-            assert task.loss is not None
-            model = fine_tune(model, task.train, task.loss, fine_tuning, on_step=on_step)
         epochs = 0 if fine_tuning is None else step * fine_tuning.epochs
         model.plan = replace(model.plan, ratio=target, epochs=epochs)
         if on_prune is not None:
             on_prune(PruneStep(step=step, n_steps=len(targets), ratio=target, model=model))
+        if fine_tuning is not None:
+            assert task.train is not None
+            assert task.loss is not None
+            model = fine_tune(model, task.train, task.loss, fine_tuning, on_step=on_step)
     assert isinstance(model, CapturedModule)
     return model
 

@@ -1,0 +1,163 @@
+"""`lighten prune TASK`: prune the task's model, fine-tune it along the way, and save it for going on in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lighten.cli.console import Format, FormatOption, print_json, stderr
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lighten.graph.capture import CapturedModule
+    from lighten.metric import Scores
+    from lighten.prune.gradual import PruneStep
+    from lighten.recover.finetune import FineTuneConfig, Step
+    from lighten.task import Task
+
+
+def prune(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or file.py[:name] holding a Task.")],
+    ratio: Annotated[float, typer.Option(help="Share that goes, in [0, 1).")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the pruned model goes.")],
+    granularity: Annotated[str, typer.Option(help="channel, element, 2:4, 4:8, block:4x1, …")] = "channel",
+    importance: Annotated[str, typer.Option(help="The criterion: l2, taylor, kernel, sparsegpt, …")] = "l2",
+    scope: Annotated[str, typer.Option(help="global, layer or (for weights) erk.")] = "global",
+    schedule: Annotated[str, typer.Option(help="one-shot, iterative:n or cubic:n.")] = "one-shot",
+    epochs: Annotated[int | None, typer.Option(min=0, help="Of fine-tuning after each step; default: 1.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of fine-tuning.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a shell pattern.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the task's data files.")] = None,
+    seed: Annotated[int, typer.Option(help="Of fine-tuning.")] = 0,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Prune TASK's model to a ratio along a schedule, save it to DIR, and say what it cost."""
+    from lighten.checkpoint.writer import check_folder, contents, save
+    from lighten.prune.gradual import prune_gradually
+    from lighten.task import load_task
+
+    loaded = load_task(task, **({} if data is None else {"data": data}))
+    check_folder(out.absolute())
+    recipe = _recipe(loaded, epochs, lr, seed)
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left")]
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
+        line = bar.add_task("pruning", total=None)
+
+        def on_prune(step: PruneStep) -> None:
+            contents(step.model)  # what cannot be saved should say so before hours of fine-tuning
+            doing = f"step {step.step}/{step.n_steps}: {step.ratio:.1%} pruned"
+            bar.update(line, description=doing, completed=0, total=None)
+
+        def on_step(step: Step) -> None:
+            bar.update(line, completed=step.step, total=step.n_steps)
+
+        pruned = prune_gradually(
+            loaded,
+            ratio,
+            schedule=schedule,
+            granularity=granularity,
+            importance=importance,
+            scope=scope,
+            exclude=exclude or (),
+            fine_tuning=recipe,
+            on_step=on_step,
+            on_prune=on_prune,
+        )
+        save(pruned, out)
+        bar.update(line, description="measuring", total=None)
+        result = _result(loaded, pruned, schedule, out)
+    if output is Format.JSON:
+        print_json(result)
+        return
+    stderr.print(_table(result))
+    for layer, reason in pruned.plan.skipped.items():
+        stderr.print(f"{layer}: {reason}", markup=False, highlight=False)
+    stderr.print(f"saved: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _recipe(task: Task, epochs: int | None, lr: float | None, seed: int) -> FineTuneConfig | None:
+    from lighten.errors import TaskError
+    from lighten.recover.finetune import FineTuneConfig
+
+    if task.train is None:
+        if epochs:
+            raise TaskError(
+                f"Task '{task.name}' has no training data: --epochs {epochs} is impossible. Use --epochs 0."
+            )
+        return None
+    if epochs == 0:
+        return None
+    rate = {} if lr is None else {"lr": lr}
+    return FineTuneConfig(epochs=epochs or 1, seed=seed, batch_size=min(128, len(task.train)), **rate)  # type: ignore[arg-type]
+
+
+def _result(task: Task, pruned: CapturedModule, schedule: str, out: Path) -> dict[str, Any]:
+    from lighten.metric import paired_drop
+    from lighten.task import evaluate
+
+    result: dict[str, Any] = {
+        "task": task.name,
+        "ratio": pruned.plan.ratio,
+        "schedule": schedule,
+        "importance": pruned.plan.importance,
+        "scope": pruned.plan.scope,
+        "epochs": pruned.plan.epochs,
+        "before": _size(task, task.model),
+        "after": _size(task, pruned),
+        "skipped": pruned.plan.skipped,
+        "out": str(out),
+    }
+    for name, samples in (("selection", task.selection), ("holdout", task.holdout)):
+        before = evaluate(task.model, samples, task.metric, task.batch_size)
+        after = evaluate(pruned, samples, task.metric, task.batch_size)
+        drop = paired_drop(before, after)
+        result["before"][name], result["after"][name] = _metric(before), _metric(after)
+        result[f"drop_{name}"] = {"value": drop.value, "ci95": [drop.low, drop.high]}
+    return result
+
+
+def _size(task: Task, model: nn.Module) -> dict[str, Any]:
+    from lighten.graph.count import count_macs, count_parameters
+
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    return {
+        "n_params": count_parameters(model),
+        "macs": count_macs(model, task.example_inputs),
+        "sparsity": zeros / max(1, sum(w.numel() for w in weights)),
+    }
+
+
+def _metric(scores: Scores) -> dict[str, Any]:
+    interval = scores.interval
+    return {
+        "name": scores.metric.name,
+        "value": interval.value,
+        "ci95": [interval.low, interval.high],
+        "n": scores.n,
+    }
+
+
+def _table(result: dict[str, Any]) -> Table:
+    drawn = Table(
+        title=f"{result['task']}: {result['ratio']:.1%} pruned by {result['importance']}", title_justify="left"
+    )
+    for column in ("", "before", "after", "change"):
+        drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    before, after = result["before"], result["after"]
+    for name in ("selection", "holdout"):
+        drop = result[f"drop_{name}"]
+        drawn.add_row(
+            f"{before[name]['name']}, {name}\n{before[name]['n']} samples",
+            *(f"{m['value']:.4f}\n{m['ci95'][0]:.3f} to {m['ci95'][1]:.3f}" for m in (before[name], after[name])),
+            f"drop {drop['value']:+.4f}\n{drop['ci95'][0]:+.3f} to {drop['ci95'][1]:+.3f}",
+        )
+    for name, key in (("parameters", "n_params"), ("MACs a sample", "macs")):
+        drawn.add_row(name, f"{before[key]:,}", f"{after[key]:,}", f"{before[key] / max(1, after[key]):.2f}× fewer")
+    drawn.add_row("sparsity", f"{before['sparsity']:.1%}", f"{after['sparsity']:.1%}", "")
+    return drawn
