@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from lighten.graph.arguments import arguments
 from lighten.graph.ids import by_index, no_ids, spread, varying_axes
-from lighten.graph.rules.common import Rule, line_of, named, not_understood, tie_output
+from lighten.graph.rules.common import Rule, line_of, named, not_understood
 from lighten.graph.rules.elements import take_ids
 from lighten.graph.rules.weights import WeightView, is_only_a_weight, tie_view, weight_view
 from lighten.graph.state import Propagation
@@ -152,18 +152,6 @@ def _tie(
             tie_view(state, view, place, role if letter in result else "input", line)
 
 
-def linear(state: Propagation, node: fx.Node) -> Any:
-    """x [..., in], weight [out, in], bias [out]."""
-    given = arguments(node)
-    n_axes = state.sizes[given["input"]].ndim
-    before, n_out = LETTERS[: n_axes - 1], state.sizes[given["weight"]].ndim - 1
-    made = "z" * n_out  # a weight [in] makes a number
-    ids = contract(
-        state, node, [Operand(given["input"], before + "y"), Operand(given["weight"], made + "y")], before + made
-    )
-    return add_bias(state, node, given["bias"], ids)
-
-
 def add_bias(state: Propagation, node: fx.Node, bias: fx.Node | None, ids: Tensor) -> Tensor:
     """A bias is added to the last axis: it rides along."""
     if bias is None:
@@ -241,26 +229,9 @@ def einsum(state: Propagation, node: fx.Node) -> Any:
     return contract(state, node, operands, result.replace("...", batch))
 
 
-def embedding(state: Propagation, node: fx.Node) -> Any:
-    """weight [entries, features], indices [...]: the features are channels, the entries stay."""
-    given = arguments(node)
-    weight = given["weight"]
-    if weight.op != "get_attr":
-        return not_understood(state, node)
-    state.freeze(state.ids(given["indices"]), "it is an index")
-    entries, features = state.sizes[weight].shape
-    made = state.fresh(features)
-    state.tie(weight, 0, "input", torch.zeros(entries, dtype=torch.int64))
-    tie_output(state, weight, 1, None, made)
-    state.zeros.add(node)
-    return made.expand(state.sizes[node].shape)
-
-
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(named("_weight_norm"), weight_norm),
-    **dict.fromkeys(named("linear"), linear),
     **dict.fromkeys(named("matmul", "mm", "bmm", "mv", "dot"), matmul),
     **dict.fromkeys(named("addmm", "baddbmm"), matmul_added),
     **dict.fromkeys(named("einsum"), einsum),
-    **dict.fromkeys(named("embedding"), embedding),
 }
