@@ -48,20 +48,24 @@ class MomentAccumulator:
         self.n_samples += rows.shape[1]
 
     def moments(self) -> list[Moments]:
-        """One for each group."""
+        """One for each group; to be asked for once, when all has been added."""
         assert self.squares is not None
         assert self.magnitudes is not None
         n = max(1, self.n_samples)
-        return [Moments(h, m) for h, m in zip(self.squares * (2 / n), self.magnitudes / n, strict=True)]
+        # Not summed on after this, so the sums themselves become the means: a copy would be another [columns, columns].
+        return [Moments(h, m) for h, m in zip(self.squares.mul_(2 / n), self.magnitudes.div_(n), strict=True)]
 
 
-def output_errors(weight: Tensor, approximation: Tensor, hessian: Tensor) -> Tensor:
-    """[rows] float64: the mean squared change of each output when approximation takes weight's place, both
-    [rows, columns]. Large weights are scaled down before they are squared: float32 ends at 10^38."""
-    step = max(1, 8 * CHUNK // weight.shape[1])
+def output_errors(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor) -> Tensor:
+    """[rows] float64: the mean squared change of each output when quantized takes the place of weight [rows, columns].
+
+    Some rows at a time. Large weights are scaled down before they are squared: float32 ends at 10^38.
+    """
+    step = max(1, 2 * CHUNK // weight.shape[1])
     errors = []
     for start in range(0, len(weight), step):
-        change = weight[start : start + step].float() - approximation[start : start + step]
+        rows = slice(start, start + step)
+        change = weight[rows].float() - quantized.effective(rows)
         unit = change.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
         change /= unit
         errors.append(((change @ hessian) * change).sum(1).double() * unit.double() ** 2 / 2)

@@ -19,7 +19,7 @@ def test_outputs_are_closer_than_by_rounding_to_nearest(symmetric: bool, size: i
     q, nearest = adaround(weight, form, size, AdaRoundConfig(), moments), rtn(weight, form, size, RTNConfig())
     ours, theirs = (((weight - w.dequantize()) @ x.T).square().mean() for w in (q, nearest))
     assert ours < 0.7 * theirs
-    rows = [output_errors(weight, w.dequantize(), moments.hessian) for w in (q, nearest)]
+    rows = [output_errors(weight, w, moments.hessian) for w in (q, nearest)]
     assert torch.all(rows[0] <= rows[1] * (1 + 1e-5))  # a row left as it was is summed up anew
 
 
@@ -42,7 +42,7 @@ def test_a_small_problem_is_solved_nearly_as_well_as_by_trying_everything() -> N
         levels = (exact.floor() + torch.tensor(ups)).clamp(0, 15)
         change = (levels - exact) * nearest.grid.scale
         best = torch.minimum(best, ((change @ moments.hessian) * change).sum(1) / 2)
-    ours, theirs = (output_errors(weight, w.dequantize(), moments.hessian).sum() for w in (q, nearest))
+    ours, theirs = (output_errors(weight, w, moments.hessian).sum() for w in (q, nearest))
     # Where no single weight may turn any more, most of what there is to gain has been gained: three quarters at least.
     assert ours - best.sum() < 0.25 * (theirs - best.sum())
 

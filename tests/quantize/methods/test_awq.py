@@ -23,9 +23,7 @@ def test_outputs_are_closer_than_by_rounding_to_nearest(scheme: str) -> None:
     # The factors of powers of two that a block of 32 shares may all come to nothing.
     assert errors[0] <= errors[1] if scheme == "mxfp4" else errors[0] < errors[1]
     # What was minimized is that error: second moments sum it up, in float32.
-    torch.testing.assert_close(
-        output_errors(weight, q.effective(), moments.hessian).mean(), errors[0].double(), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(output_errors(weight, q, moments.hessian).mean(), errors[0].double(), rtol=1e-3, atol=0)
 
 
 def test_factors_grow_with_the_input_as_a_power_of_it() -> None:
@@ -40,7 +38,7 @@ def test_factors_grow_with_the_input_as_a_power_of_it() -> None:
 def test_more_candidates_find_no_worse_a_one() -> None:
     weight, _, moments = problem()
     few, many = (
-        output_errors(weight, awq(weight, INT4, 8, AWQConfig(candidates=n), moments).effective(), moments.hessian).sum()
+        output_errors(weight, awq(weight, INT4, 8, AWQConfig(candidates=n), moments), moments.hessian).sum()
         for n in (5, 20)
     )
     assert many <= few

@@ -60,7 +60,7 @@ def test_outputs_are_closer_than_by_rounding_to_nearest(scheme: str, act_order: 
     nearest = rtn(weight, form, parsed.group_size, RTNConfig())
     ours, theirs = (((weight - w.dequantize()) @ x.T).square().mean() for w in (q, nearest))
     assert ours < 0.7 * theirs
-    rows = [output_errors(weight, w.dequantize(), moments.hessian) for w in (q, nearest)]
+    rows = [output_errors(weight, w, moments.hessian) for w in (q, nearest)]
     assert torch.all(rows[0] <= rows[1] * (1 + 1e-5))  # a row left as it was is summed up anew
 
 

@@ -58,15 +58,15 @@ class QuantizedWeight:
     group_size: int
     input_scale: Tensor | None = None
 
-    def dequantize(self) -> Tensor:
+    def dequantize(self, rows: slice = slice(None)) -> Tensor:
         """[rows, columns] float32, input_scale still in it."""
         columns = self.codes.shape[1]
-        spread = (None if part is None else per_column(part, self.group_size, columns) for part in self.grid)
-        return self.format.decode(self.codes, Grid(*spread))  # type: ignore[arg-type]
+        spread = (None if part is None else per_column(part[rows], self.group_size, columns) for part in self.grid)
+        return self.format.decode(self.codes[rows], Grid(*spread))  # type: ignore[arg-type]
 
-    def effective(self) -> Tensor:
+    def effective(self, rows: slice = slice(None)) -> Tensor:
         """[rows, columns] float32: the weight that inputs meet, input_scale taken out again."""
-        restored = self.dequantize()
+        restored = self.dequantize(rows)
         return restored if self.input_scale is None else restored / self.input_scale
 
 

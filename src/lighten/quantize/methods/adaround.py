@@ -66,7 +66,7 @@ def adaround(
     parts = (None if part is None else per_column(part, nearest.group_size, columns) for part in nearest.grid)
     codes = round_up_or_down(weight.float(), bound, Grid(*parts), config, moments.hessian)  # type: ignore[arg-type]
     learned = QuantizedWeight(codes, nearest.grid, bound, nearest.group_size)
-    errors = [output_errors(weight, q.dequantize(), moments.hessian) for q in (learned, nearest)]
+    errors = [output_errors(weight, q, moments.hessian) for q in (learned, nearest)]
     return better_rows(learned, nearest, errors[0] <= errors[1])
 
 

@@ -6,7 +6,7 @@ Differs: the output error is computed from second moments, for every row and sam
 factors stay with the layer (`input_scale`): see lighten.quantize.rescale for where inputs are divided by them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -44,11 +44,10 @@ def awq(weight: Tensor, form: Format, group_size: int | None, config: AWQConfig,
     for i in range(config.candidates):
         factors = size ** (i / config.candidates)
         factors = factors / (factors.max() * factors.min()).sqrt() if i and factors.min() > 0 else torch.ones_like(size)
-        factors = factors.to(weight.dtype).float()  # as they will be stored
-        scaled = (weight.float() * factors).to(weight.dtype)
-        q = rtn(scaled, form, group_size, RTNConfig())
-        q = QuantizedWeight(q.codes, q.grid, q.format, q.group_size, factors if i else None)
-        error = float(output_errors(weight, q.effective(), moments.hessian).sum())
+        factors = factors.to(weight.dtype)  # as they will be stored
+        q = rtn(weight * factors, form, group_size, RTNConfig())
+        q = replace(q, input_scale=factors.float() if i else None)
+        error = float(output_errors(weight, q, moments.hessian).sum())
         if error < least:
             best, least = q, error
     assert best is not None, "an error of finite numbers is finite"

@@ -45,7 +45,7 @@ def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfi
     form = form.bound_to(weight)
     nearest = rtn(weight, form, group_size, RTNConfig())
     compensated = compensate(weight, form, nearest, config, moments.hessian)
-    errors = [output_errors(weight, q.dequantize(), moments.hessian) for q in (compensated, nearest)]
+    errors = [output_errors(weight, q, moments.hessian) for q in (compensated, nearest)]
     return better_rows(compensated, nearest, errors[0] <= errors[1])
 
 
@@ -58,10 +58,10 @@ def compensate(
     order = torch.arange(columns)
     if config.act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    left = weight.float().t()[order].contiguous()  # [columns, rows]: a column of weight is a row of memory
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     grid = Grid(*(None if part is None else part.clone() for part in nearest.grid))  # type: ignore[arg-type]
-    factor = _inverse_factor(hessian[order][:, order], config.damping)
+    factor = _inverse_factor(hessian, order, config.damping)
+    left = weight.t().index_select(0, order).float()  # [columns, rows]: a column of weight is a row of memory
     block = config.block_size
     if not config.act_order and size < columns:
         block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
@@ -84,20 +84,23 @@ def compensate(
     return QuantizedWeight(codes[back].t().contiguous(), grid, form, size)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper U with Uᵀ U = (H + damping · mean(diag H) · I)⁻¹; row i of U is what column i's error does to the rest.
+def _inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper U with Uᵀ U = (H + damping · mean(diag H) · I)⁻¹, rows and columns in that order; its row i is what an
+    error in column i does to the rest.
 
-    More damping is tried, ten times as much, where float32 finds the sum not positive definite.
+    More damping is tried, ten times as much, where float32 finds the sum not positive definite. Of the matrices on the
+    way two are held at a time.
     """
     mean = hessian.diagonal().mean()
+    matrix: Tensor
     for _ in range(8):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        matrix = hessian[order[:, None], order]
+        matrix.diagonal().add_(damping * mean if mean > 0 else 1.0)
+        matrix, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            found = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            factor: Tensor = found.L
-            if not found.info:
-                return factor
+            torch.cholesky_inverse(matrix, out=matrix)
+            matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+            if not failed:
+                return matrix
         damping *= 10
     raise AssertionError("a positive semidefinite matrix plus 10^5 of its mean diagonal is positive definite")
