@@ -48,9 +48,9 @@ app.command()(train)
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; args default to the process's own. Always ends in SystemExit, or a bug's traceback."""
-    # OpenMP threads that wait by spinning starve each other when the machine has anything else to do: 100 steps of
-    # fine-tuning the digits network took 15.7 s beside one busy process, and 3.2 s with threads that sleep. It has to be
-    # said before torch is loaded.
+    # OpenMP threads that wait by spinning starve each other when the machine has anything else to do: beside one busy
+    # process, 100 steps of fine-tuning the digits network took 15.7 s, and 3.2 s with threads that sleep. It has to
+    # be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args)
