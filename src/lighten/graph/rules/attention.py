@@ -76,7 +76,10 @@ def _meet_mask(state: Propagation, mask: Any, scores: Tensor) -> None:
         line = line_of(ids, axis)
         if line.any() or ids.shape[axis] > 1:
             other = line_of(scores, axis)
-            state.unite(line, other) if len(line) == len(other) else state.freeze(line, "it is a broadcast mask")
+            if len(line) == len(other):
+                state.unite(line, other)
+            else:
+                state.freeze(line, "it is a broadcast mask")
 
 
 RULES: dict[Any, Rule] = {**dict.fromkeys(named("scaled_dot_product_attention"), attention)}

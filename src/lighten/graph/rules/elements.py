@@ -63,7 +63,8 @@ def take_ids(state: Propagation, free: Tensor, ids: Tensor) -> None:
     axes = varying_axes(ids)
     if not axes:
         state.freeze(free, "it meets channels that stay")
-        state.unite(free, ids) if free.shape == ids.shape else None
+        if ids.any():  # one unit all over
+            state.freeze(ids, "it meets channels that stay")
         return
     axis = axes[0] - ids.ndim
     if -axis > free.ndim or free.shape[axis] != ids.shape[axis]:
@@ -84,8 +85,8 @@ def _all_free(state: Propagation, read: list[fx.Node], shape: torch.Size) -> Ten
     for n in fixed:  # what is counted, not stored (arange, a mask), holds along the axes that it has
         own = state.sizes[n].shape
         for axis in range(1, len(own) + 1):
-            if own[-axis] > 1:
-                state.freeze(first, "it meets a constant of fixed size") if varies(first, len(shape) - axis) else None
+            if own[-axis] > 1 and varies(first, len(shape) - axis):
+                state.freeze(first, "it meets a constant of fixed size")
     return first
 
 

@@ -131,7 +131,7 @@ def shuffled(state: Propagation, node: fx.Node) -> Any:
 def indexed(state: Propagation, node: fx.Node) -> Any:
     """x[..., index, ...]: constant indices move ids; computed ones may pick among what is alike only."""
     given = arguments(node)
-    indices = given.get("indices") or [None] * (given["dim"] % _ndim(state, node)) + [given["index"]]
+    indices = given.get("indices") or [None] * (given["dim"] % state.sizes[node].ndim) + [given["index"]]
     data = [state.shapes.data.get(i) if isinstance(i, fx.Node) else None for i in indices]
     computed = [axis for axis, i in enumerate(indices) if i is not None and data[axis] is None]
     source = given["self"]
@@ -155,11 +155,6 @@ def indexed(state: Propagation, node: fx.Node) -> Any:
     by_tensor = "indices" in given
     moved = aten.index.Tensor(ids, picked) if by_tensor else torch.index_select(ids, given["dim"], picked[-1])
     return compacted(moved) if moved.shape == state.sizes[node].shape else not_understood(state, node)
-
-
-def _ndim(state: Propagation, node: fx.Node) -> int:
-    size: Tensor = state.sizes[node]
-    return max(size.ndim, 1)
 
 
 def _first_of(state: Propagation, index: fx.Node) -> Tensor:

@@ -31,7 +31,7 @@ def reduction(state: Propagation, node: fx.Node) -> Any:
         return no_ids(state.sizes[node])
     for axis in reversed(axes):
         ids = ids.narrow(axis, 0, 1) if given.get("keepdim") else ids.select(axis, 0)
-    if state.is_zero(source) and node.target not in VARIANCES:
+    if state.is_zero(source) and node.target not in NOT_ZERO_OF_ZEROS:
         state.zeros.add(node)
     return tree_map_only(Tensor, lambda t: ids if t.shape == ids.shape else no_ids(t), state.sizes[node])
 
@@ -53,7 +53,7 @@ def along_axis(state: Propagation, node: fx.Node) -> Any:
     return tree_map_only(Tensor, lambda t: line.expand(t.shape), state.sizes[node])
 
 
-VARIANCES = {*named("argmax", "argmin")}
+NOT_ZERO_OF_ZEROS = {*named("logsumexp", "argmax", "argmin")}
 ZERO_TO_ZERO = {*named("cumsum", "sort", "topk")}
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(
