@@ -91,7 +91,7 @@ def table(result: Result) -> Table:
 
     def row(name: str, entry: dict[str, Any], drop: dict[str, Any] | None, style: str = "") -> None:
         if "latency_ms" not in entry:
-            drawn.add_row(name, "failed", "", "", "", "", style="dim")
+            drawn.add_row(name, "not tried" if entry["note"].startswith("not tried") else "failed", style="dim")
             return
         ms = entry["latency_ms"]["median"]
         drawn.add_row(
