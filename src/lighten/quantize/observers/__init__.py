@@ -4,6 +4,6 @@ An observer is made from its config, sees every calibration batch of one tensor 
 `range()`, the (low, high) that codes should span. Its memory does not grow with the number of batches.
 """
 
-from lighten.quantize.observers import minmax, mse
+from lighten.quantize.observers import entropy, mean_std, minmax, mse, percentile
 
-__all__ = ["minmax", "mse"]
+__all__ = ["entropy", "mean_std", "minmax", "mse", "percentile"]
