@@ -117,3 +117,21 @@ def test_a_pruned_model_that_computes_something_else_is_refused(monkeypatch: pyt
     monkeypatch.setattr("lighten.graph.rewrite.zero_units_", lambda *_: None)
     with pytest.raises(CaptureError, match="does not compute what the model with the same channels zeroed"):
         prune(model, 0.5, example_inputs=inputs)
+
+
+class Twice(nn.Module):
+    """One layer under two names, of which the graph reads one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.out = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.b = self.a
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.norm(self.b(x))) + self.a(x))
+
+
+def test_a_layer_with_two_names_is_pruned_under_both() -> None:
+    pruned = prune(Twice(), 0.5, example_inputs=(torch.randn(3, 4),))
+    assert pruned.get_parameter("a.weight").shape == (4, 4)
+    assert pruned.get_parameter("a.weight") is pruned.get_parameter("b.weight")

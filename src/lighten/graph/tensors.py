@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def get_tensor(module: nn.Module, name: str) -> Tensor:
@@ -26,13 +26,14 @@ def set_tensor_(module: nn.Module, name: str, value: Tensor) -> None:
             owner.register_buffer(leaf, new, persistent=leaf not in owner._non_persistent_buffers_set)
 
 
-def canonical_names(module: nn.Module) -> dict[str, str]:
-    """The first name of every parameter and buffer by each of its names: weights that are tied are one."""
+def canonical_names(module: fx.GraphModule) -> dict[str, str]:
+    """For each name of a parameter or buffer the one that the graph reads it by: tied weights have several names."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    tensors = sorted(_all_tensors(module), key=lambda item: item[0] not in read)
     first: dict[int, str] = {}
-    names = {}
-    for name, tensor in _all_tensors(module):
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+    for name, tensor in tensors:
+        first.setdefault(id(tensor), name)
+    return {name: first[id(tensor)] for name, tensor in tensors}
 
 
 def _all_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
