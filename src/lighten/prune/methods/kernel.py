@@ -1,7 +1,7 @@
 """Kernel importance of single weights: what the others cover can go, by the text's formula.
 
 See lighten.prune.importance.density for the formula, the fault of its sample, and how the kept set is chosen. Sorting
-apart it is linear in the weights: a million take about a second.
+apart it is linear in the weights: a million take about half a second.
 """
 
 from dataclasses import dataclass
