@@ -226,7 +226,6 @@ def test_projections_of_attention_are_in_the_plan() -> None:
     [
         ({"scheme": "w9a9"}, "There is no scheme 'w9a9': weight_bits=9 is outside 2..8"),
         ({"method": "magic"}, "There is no rounding method 'magic'. Known: rtn"),
-        ({"method": "gptq"}, "The method gptq does not round for w8a8. Available: rtn"),
         ({"observer": "minmaxx"}, "There is no range observer 'minmaxx'. Did you mean 'minmax'"),
         ({"weight_bits": 9}, r"weight_bits=9 is outside 2..8"),
         ({"weight_bits": 0}, r"weight_bits=0 is outside 2..8"),
@@ -325,3 +324,31 @@ def test_a_bias_out_of_all_proportion_is_refused_by_name() -> None:
 def test_other_float_types_are_refused_with_the_way_out(dtype: torch.dtype) -> None:
     with pytest.raises(CaptureError, match=rf"{dtype}, and integer kernels are fed from float32. Quantize model.float"):
         quantize(nn.Linear(2, 2).to(dtype), "w8a8", calibration=[torch.ones(2, 2, dtype=dtype)])
+
+
+@pytest.mark.parametrize("method", ["adaround", "gptq", "hqq", "standardized"])
+def test_static_weights_may_be_rounded_by_other_methods(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 8)).eval()
+    mixed = torch.randn(12, 12)
+    batches = [torch.randn(100, 12) @ mixed for _ in range(2)]
+    exact = model(batches[0]).detach()
+    nearest, learned = (quantize(model, "w3a8", calibration=batches, method=m) for m in ("rtn", method))
+    assert learned.plan.method == learned.plan.layers["0"].method == method
+    assert learned.get_buffer("0.weight_codes").abs().max() <= 3
+    errors = [F.mse_loss(q(batches[0]), exact) for q in (learned, nearest)]
+    if method in ("adaround", "gptq"):
+        assert errors[0] < errors[1]
+    assert errors[0] < exact.var()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "message"),
+    [
+        ("w4a8", "awq", "awq scales inputs, which w4a8 fixes. Use steps='smoothquant'"),
+        ("w8a8-tensor", "gptq", "gptq keeps one scale a channel. Drop -tensor from w8a8-tensor"),
+    ],
+)
+def test_methods_that_kernels_cannot_follow_are_refused(scheme: str, method: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quantize(nn.Linear(2, 2), scheme, method=method, calibration=[torch.ones(1, 2)])

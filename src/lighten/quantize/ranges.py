@@ -1,6 +1,6 @@
 """Ranges: what calibration data says about the activations of a graph, one batch in memory at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,7 +24,30 @@ def observe_ranges(
     Raises:
         TaskError: a batch does not fit the model, or an activation is NaN or infinite (the message names the layer).
     """
-    watcher = _Watcher(captured, points, observer)
+    entry = observer_registry[observer]
+    watching = {point: entry.function(entry.config()) for point in points}
+    seen: set[fx.Node] = set()
+
+    def look(node: fx.Node, value: Tensor) -> None:
+        watching[node].observe(value)
+        seen.add(node)
+
+    watch(captured, watching, batches, look)
+    return {point: observing.range() for point, observing in watching.items() if point in seen}
+
+
+def watch(
+    captured: CapturedModule,
+    points: Iterable[fx.Node],
+    batches: Iterable[Any],
+    look: Callable[[fx.Node, Tensor], None],
+) -> None:
+    """Run captured on every batch, and show look the floats that each of points makes.
+
+    Raises:
+        TaskError: as observe_ranges.
+    """
+    watcher = _Watcher(captured, points, look)
     with torch.no_grad():
         for index, batch in enumerate(batches):
             try:
@@ -33,7 +56,6 @@ def observe_ranges(
                 raise
             except Exception as error:
                 raise does_not_fit(index, error) from error
-    return {point: watching.range() for point, watching in watcher.watching.items() if point in watcher.seen}
 
 
 def does_not_fit(index: int, error: Exception) -> TaskError:
@@ -59,22 +81,21 @@ def placeholder_values(captured: CapturedModule, inputs: tuple[Any, ...]) -> lis
 
 
 class _Watcher(fx.Interpreter):
-    def __init__(self, captured: CapturedModule, points: Iterable[fx.Node], observer: str) -> None:
+    def __init__(
+        self, captured: CapturedModule, points: Iterable[fx.Node], look: Callable[[fx.Node, Tensor], None]
+    ) -> None:
         super().__init__(captured)
         self.extra_traceback = False  # it would be appended to our messages
-        entry = observer_registry[observer]
-        self.watching = {point: entry.function(entry.config()) for point in points}
-        self.seen: set[fx.Node] = set()
+        self.points, self.look = set(points), look
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n in self.watching and isinstance(value, Tensor) and value.is_floating_point():
+        if n in self.points and isinstance(value, Tensor) and value.is_floating_point():
             if not value.isfinite().all():
                 what = f"input '{n.name}'" if n.op == "placeholder" else f"output of layer '{layer_of(n)}' ({n.name})"
                 raise TaskError(
                     f"The {what} is NaN or infinite during calibration. Check the calibration data and the weights "
                     "up to there."
                 )
-            self.watching[n].observe(value)
-            self.seen.add(n)
+            self.look(n, value)
         return value

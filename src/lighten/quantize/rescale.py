@@ -1,8 +1,9 @@
 """Rescale: divide the channels of an activation by factors, without an operation at run time where that is possible.
 
 What makes the activation takes the division over: the rows of a linear layer's or a convolution's weight, and its bias;
-a layer norm's weight and bias; through a ReLU, which commutes with positive factors. Whoever reads the activation
-multiplies its weight's columns by the same factors, and the function of the network is what it was.
+a layer norm's weight and bias; through a ReLU, a pooling or a dropout, which commute with positive factors. Whoever
+reads the activation multiplies its weight's columns by the same factors, and the function of the network stays as it
+is, but for the rounding of each product.
 """
 
 import torch
@@ -13,17 +14,26 @@ from lighten.graph.capture import CapturedModule, get_tensor, layer_of, set_tens
 from lighten.quantize.placement import CONVOLUTIONS, aten
 from lighten.quantize.store import register
 
+_ELEMENTWISE = {aten.relu.default, aten.leaky_relu.default, aten.dropout.default}
+_POOLING = {  # over what comes after the channels of a convolution; a linear layer's channels come last
+    *(aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default, aten.avg_pool2d.default),
+    aten.adaptive_avg_pool2d.default,
+}
 _SCALABLE = CONVOLUTIONS | {aten.linear.default, aten.layer_norm.default}
 
 
-def maker_of(captured: CapturedModule, node: fx.Node) -> fx.Node | None:
+def maker_of(captured: CapturedModule, node: fx.Node, *, only_reader: bool = True) -> fx.Node | None:
     """The operator whose weight and bias can take over a division of node's channels; None = there is none.
 
-    Its weight is its own, and from it to node nobody else reads.
+    Its weight is its own, and from it to node nobody else reads. only_reader: neither do several read node itself.
     """
-    while node.target == aten.relu.default and len(node.all_input_nodes[0].users) == 1:
+    if only_reader and len(node.users) != 1:
+        return None
+    pooled = False
+    while node.target in _ELEMENTWISE | _POOLING and len(node.all_input_nodes[0].users) == 1:
+        pooled |= node.target in _POOLING
         node = node.all_input_nodes[0]
-    if node.target not in _SCALABLE:
+    if node.target not in (CONVOLUTIONS if pooled else _SCALABLE):
         return None
     given = arguments(node)
     parameters = [given["weight"], *([given["bias"]] if given["bias"] is not None else [])]
@@ -47,7 +57,7 @@ def divide_output_(captured: CapturedModule, maker: fx.Node, factors: Tensor) ->
 def divide_input_(captured: CapturedModule, reader: fx.Node, factors: Tensor) -> None:
     """Let reader, a linear layer, read its input divided by factors [inputs] > 0, in place."""
     source = arguments(reader)["input"]
-    maker = maker_of(captured, source) if len(source.users) == 1 else None
+    maker = maker_of(captured, source)
     if maker is not None:
         divide_output_(captured, maker, factors)
         return
@@ -57,3 +67,18 @@ def divide_input_(captured: CapturedModule, reader: fx.Node, factors: Tensor) ->
         divided = captured.graph.call_function(torch.ops.aten.div.Tensor, (source, divisor))
     divisor.meta = divided.meta = {"layer": layer_of(reader)}
     reader.replace_input_with(source, divided)
+
+
+def multiply_input_(captured: CapturedModule, reader: fx.Node, factors: Tensor) -> None:
+    """Multiply what reader's weight, its own, does with each input channel by factors [channels] > 0, in place."""
+    name = str(arguments(reader)["weight"].target)
+    weight = get_tensor(captured, name).detach()
+    split = per_input(reader, weight)
+    scaled = split * factors.to(weight).view(split.shape[0], 1, split.shape[2], 1)
+    set_tensor_(captured, name, scaled.reshape(weight.shape))
+
+
+def per_input(layer: fx.Node, weight: Tensor) -> Tensor:
+    """weight [out, in / groups, …] as [groups, out / groups, in / groups, kernel]."""
+    groups = arguments(layer).get("groups", 1)
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)

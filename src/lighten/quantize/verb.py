@@ -15,6 +15,7 @@ from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
 from lighten.quantize.static import quantize_static
+from lighten.quantize.steps import check_steps
 from lighten.quantize.weight_only import entry_of, quantize_weights
 from lighten.registry import quantizer
 from lighten.task import as_args
@@ -32,6 +33,7 @@ def quantize(
     exclude: Iterable[str] = (),
     observer: str | None = None,
     weight_bits: int | None = None,
+    steps: str | Iterable[str] = (),
 ) -> CapturedModule:
     """A quantized copy of model; model itself is not modified.
 
@@ -40,8 +42,9 @@ def quantize(
     tensors), for the ranges of activations and for methods that look at inputs. example_inputs: positional arguments
     of model; None = the first calibration batch. exclude: shell patterns over module names that stay float. observer:
     how ranges are chosen, None = by least squared error. weight_bits: fewer than the scheme's for a CPU whose 8-bit
-    products saturate (see lighten.runtime.cpu.int8_saturates). What was quantized and what was left alone is in the
-    result's `plan`.
+    products saturate (see lighten.runtime.cpu.int8_saturates). steps: of "equalization", "smoothquant" and
+    "bias-correction" those that the float network goes through before (see lighten.quantize.steps). What was quantized
+    and what was left alone is in the result's `plan`.
 
     Raises:
         ConfigError: a setting is unknown or has no meaning here, or model is quantized already. TaskError: the
@@ -49,23 +52,21 @@ def quantize(
         NaN, or activations are to be integers and model is not float32.
     """
     chosen = parse_scheme(scheme)
-    config = _method_config(method)
+    config, asked = _method_config(method), check_steps(steps)
     if isinstance(model, CapturedModule) and model.plan.scheme is not None:
         raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
     if chosen.activation_bits is None:
-        return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits)
+        return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
     if chosen.dynamic:
         raise ConfigError(f"{chosen.name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a8[-tensor].")
     bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
-    if not isinstance(config, RTNConfig):
-        raise ConfigError(
-            f"The method {entry_of(config).name} does not round for {chosen.name}. Available: rtn (the default)."
-        )
+    _must_round_for_kernels(config, chosen)
     first, batches = _peek(calibration, f"{chosen.name} needs calibration data to find the ranges of activations")
     inputs = as_args(first) if example_inputs is None else example_inputs
     _must_be_float32(model, inputs)
     captured = capture(model, inputs)
-    quantize_static(captured, chosen, bits, batches, DEFAULT_OBSERVER if observer is None else observer, exclude)
+    observer = DEFAULT_OBSERVER if observer is None else observer
+    quantize_static(captured, chosen, bits, batches, observer, exclude, config, asked)
     return captured
 
 
@@ -78,8 +79,9 @@ def _weights_alone(
     exclude: Iterable[str],
     observer: str | None,
     weight_bits: int | None,
+    steps: tuple[str, ...],
 ) -> CapturedModule:
-    for name, value in (("observer", observer), ("weight_bits", weight_bits)):
+    for name, value in (("observer", observer), ("weight_bits", weight_bits), ("steps", steps or None)):
         if value is not None:
             raise ConfigError(f"{name}={value!r} has no meaning for {scheme.name}, which leaves activations alone.")
     batches: Iterable[Any] = ()
@@ -92,6 +94,15 @@ def _weights_alone(
     captured = capture(model, example_inputs)
     quantize_weights(captured, scheme, config, batches, exclude)
     return captured
+
+
+def _must_round_for_kernels(config: MethodConfig, scheme: Scheme) -> None:
+    """Kernels take symmetric codes with one scale a channel, and their inputs as they are."""
+    name = entry_of(config).name
+    if config.scales_inputs:
+        raise ConfigError(f"The method {name} scales inputs, which {scheme.name} fixes. Use steps='smoothquant'.")
+    if scheme.per_tensor and not isinstance(config, RTNConfig):
+        raise ConfigError(f"The method {name} keeps one scale a channel. Drop -tensor from {scheme.name}, or use rtn.")
 
 
 def _method_config(method: str | MethodConfig | None) -> MethodConfig:
