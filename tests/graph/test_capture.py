@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lighten.errors import CaptureError
 from lighten.graph.capture import canonical_names, capture, set_tensor_
+from lighten.graph.shapes import node_sizes
 from tests.graph.networks import NETWORKS, build
 
 
@@ -129,3 +130,17 @@ def test_tied_weights_are_replaced_under_all_their_names() -> None:
     set_tensor_(captured, read, torch.ones(5, 2))
     assert captured.get_parameter("head.weight") is captured.get_parameter("embed.weight")
     assert captured.get_parameter("head.weight").shape == (5, 2)
+
+
+def test_shapes_are_found_whatever_the_order_of_a_dict() -> None:
+    class Unequal(nn.Module):
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            return x["left"].sum(1) + x["right"].mean(1)
+
+    left, right = torch.ones(2, 3), torch.ones(2, 7)
+    captured = capture(Unequal(), ({"left": left, "right": right},))
+    straight, crossed = (
+        [tuple(size.shape) for size in node_sizes(captured, (given,)).values() if isinstance(size, Tensor)]
+        for given in ({"left": left, "right": right}, {"right": right, "left": left})
+    )
+    assert straight == crossed

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError
-from lighten.graph.capture import CapturedModule, capture, layer_of, with_batch_of_two
+from lighten.graph.capture import CapturedModule, capture, layer_of, placeholder_values, with_batch_of_two
 from lighten.graph.fold import fold_batch_norm_
 from lighten.quantize import matmul_nbits, ops, weight_ops
 from lighten.quantize.matmul_nbits import use_matmul_nbits_
-from lighten.quantize.ranges import placeholder_values
 from lighten.runtime.spec import BATCH, TensorSpec
 
 OPSET = 20

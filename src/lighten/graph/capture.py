@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from lighten.errors import CaptureError
@@ -112,9 +113,17 @@ def layer_of(node: fx.Node) -> str:
     return str(node.meta.get("layer", ""))
 
 
-def flat_inputs(inputs: tuple[Any, ...]) -> list[Any]:
-    """The leaves of inputs in the order of the graph's placeholders."""
-    return pytree.tree_leaves((inputs, {}))
+def placeholder_values(captured: CapturedModule, inputs: tuple[Any, ...]) -> list[Any]:
+    """The leaves of inputs in the order of the graph's placeholders, whatever the order of the keys of a dict.
+
+    Raises:
+        ValueError: there are more inputs, or fewer, than the model takes.
+    """
+    takes = captured._in_spec.child(0).num_children
+    if len(inputs) != takes:
+        raise ValueError(f"it has {len(inputs)} inputs, and the model takes {takes}")
+    values: list[Any] = fx_pytree.tree_flatten_spec((inputs, {}), captured._in_spec)
+    return values
 
 
 def with_batch_of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

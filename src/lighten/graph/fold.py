@@ -11,7 +11,10 @@ from lighten.graph.arguments import arguments, set_argument_
 from lighten.graph.capture import CapturedModule, get_tensor, set_tensor_
 
 aten = torch.ops.aten
-FOLDABLE = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+FOLDABLE = (
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+)
 
 
 def fold_batch_norm_(captured: CapturedModule) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from lighten.graph.capture import CapturedModule, flat_inputs, with_batch_of_two
+from lighten.graph.capture import CapturedModule, placeholder_values, with_batch_of_two
 from lighten.graph.ids import tensors_in
 
 aten = torch.ops.aten
@@ -49,7 +49,7 @@ def find_shapes(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> Sh
 
     inputs = with_batch_of_two(example_inputs) if captured.batch_is_dynamic else example_inputs
     with torch.no_grad():
-        Recorder(captured).run(*flat_inputs(inputs), enable_io_processing=False)
+        Recorder(captured).run(*placeholder_values(captured, inputs), enable_io_processing=False)
     return shapes
 
 

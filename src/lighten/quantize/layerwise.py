@@ -13,9 +13,9 @@ from torch import Tensor, fx
 
 from lighten.errors import TaskError
 from lighten.graph.arguments import arguments
-from lighten.graph.capture import CapturedModule, get_tensor
+from lighten.graph.capture import CapturedModule, get_tensor, placeholder_values
 from lighten.quantize.moments import MomentAccumulator, Moments, rows_of_input
-from lighten.quantize.ranges import does_not_fit, placeholder_values
+from lighten.quantize.ranges import does_not_fit
 from lighten.quantize.weights import StoredWeight
 from lighten.task import as_args
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx import _pytree as fx_pytree
 
 from lighten.errors import TaskError
 from lighten.graph.capture import CapturedModule, layer_of
+from lighten.graph.capture import placeholder_values as placeholder_values
 from lighten.quantize import observers  # noqa: F401  importing the package fills the registry
 from lighten.registry import observer as observer_registry
 from lighten.task import as_args
@@ -65,19 +65,6 @@ def does_not_fit(index: int, error: Exception) -> TaskError:
         f"Calibration batch {index} does not fit the model: {said}. A batch is what the model is called with: a "
         "tensor, or a tuple of its positional arguments, without targets."
     )
-
-
-def placeholder_values(captured: CapturedModule, inputs: tuple[Any, ...]) -> list[Any]:
-    """The leaves of inputs in the order of the graph's placeholders, whatever the order of the keys of a dict.
-
-    Raises:
-        ValueError: there are more inputs, or fewer, than the model takes.
-    """
-    takes = captured._in_spec.child(0).num_children
-    if len(inputs) != takes:
-        raise ValueError(f"it has {len(inputs)} inputs, and the model takes {takes}")
-    values: list[Any] = fx_pytree.tree_flatten_spec((inputs, {}), captured._in_spec)
-    return values
 
 
 class _Watcher(fx.Interpreter):
