@@ -56,13 +56,18 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_integer_kernels_fuse(deployed: Deployed, tmp_path: Path) -> None:
-    options = session_options(threads=1)
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    ort.InferenceSession(str(deployed.artifact / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    found = optimized(deployed.artifact, tmp_path)
     assert {op: n for op, n in found.items() if op in INTEGER} == KERNELS[deployed.name]
     assert not MULTIPLIES & set(found)
     assert not {"Relu", "Clip"} & set(found), "an activation function is part of the rounding before it"
+
+
+def optimized(artifact: Path, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime runs in place of the file's."""
+    options = session_options(threads=1)
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(str(artifact / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
 def test_simulation_and_deployment_agree(deployed: Deployed) -> None:
@@ -99,3 +104,24 @@ def test_weights_are_stored_as_bytes(deployed: Deployed) -> None:
     assert {tensor.data_type for tensor in matrices} == {onnx.TensorProto.INT8}
     n_weights = sum(p.numel() for p in deployed.model.parameters() if p.ndim > 1)
     assert sum(len(tensor.raw_data) for tensor in matrices) == n_weights
+
+
+@pytest.mark.parametrize("name", ["seed", "resnet20", "inverted-residuals"])
+def test_activations_of_fewer_bits_run_in_the_same_kernels(name: str, tmp_path: Path) -> None:
+    """Their codes are bytes that end at 15: a Clip between kernels, and relu6 is part of the rounding all the same."""
+    model, inputs = build(name), images(name, 64, seed=99)
+    quantized = quantize(model, "w4a4", calibration=[images(name, 32, 50)])
+    export(quantized, (inputs[:2],), tmp_path / "artifact")
+    found = optimized(tmp_path / "artifact", tmp_path)
+    assert {op: n for op, n in found.items() if op in INTEGER} == KERNELS[name]
+    assert not MULTIPLIES & set(found)
+    with torch.no_grad():
+        simulated = quantized(inputs)
+    difference = (simulated - load(tmp_path / "artifact", threads=1)(inputs)).abs()
+    assert (difference <= one_code_off(quantized) * (1 + 1e-5)).double().mean() >= 0.999
+    codes = [quantized.get_buffer(n.args[0].target) for n in quantized.graph.nodes if is_weight(n)]
+    assert max(int(c.abs().max()) for c in codes) == 7
+
+
+def is_weight(node: torch.fx.Node) -> bool:
+    return node.target == torch.ops.lighten.dequantize.default and str(node.args[0].target).endswith("weight_codes")

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from lighten.quantize.ops import dequantize, quantize
+from lighten.quantize.ops import dequantize, limit, quantize
 
 values = hnp.arrays("float32", (2, 3, 2), elements=st.floats(-1000, 1000, width=32)).map(torch.from_numpy)
 KINDS = {torch.uint8: TensorProto.UINT8, torch.int8: TensorProto.INT8}
@@ -78,3 +78,9 @@ def test_both_operators_run_on_meta_tensors() -> None:
     codes = quantize(torch.ones(2, 3, device="meta"), scale, zero_point)
     assert (codes.shape, codes.dtype) == ((2, 3), torch.uint8)
     assert dequantize(codes, scale, zero_point).dtype == torch.float32
+
+
+def test_codes_are_limited_from_above_in_their_own_type() -> None:
+    codes = torch.tensor([0, 14, 15, 16, 255], dtype=torch.uint8)
+    assert torch.equal(limit(codes, 15), torch.tensor([0, 14, 15, 15, 15], dtype=torch.uint8))
+    assert limit(codes.to("meta"), 15).dtype == torch.uint8

@@ -65,13 +65,15 @@ def test_every_example_is_a_scheme(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("w4g128", r"no scheme 'w4g128'\. Did you mean 'w4-g128'\? A scheme is w<bits 2\.\.8>\[a8\]"),
+        ("w4g128", r"no scheme 'w4g128'\. Did you mean 'w4-g128'\? A scheme is w<bits 2\.\.8>\[a<bits 2\.\.8>\]"),
         ("fp4", r"Did you mean '\w+4'"),
         ("int8", "A scheme is w<bits"),
         ("", r"no scheme ''\. A scheme is"),
         ("w9a8", "no scheme 'w9a8': weight_bits=9 is outside 2..8"),
         ("w1", "weight_bits=1 is outside 2..8"),
-        ("w8a4", "activation_bits=4 is not available. Available: 8"),
+        ("w8a9", "activation_bits=9 is outside 2..8"),
+        ("w8a1", "activation_bits=1 is outside 2..8"),
+        ("w4a4-dynamic", "dynamic schemes have activations of 8 bits"),
         ("w4-g0", "group_size=0 is below 1"),
         ("w4a8-g128", "one scale a channel, which w4a8-g128 does not ask for. Drop a8"),
         ("w8a8-asym", "symmetric integer weights .* Drop a8"),

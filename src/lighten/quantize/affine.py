@@ -12,18 +12,18 @@ from torch import Tensor
 MAX_BIAS_CODE = 2.0**30
 
 
-def qparams_of_range(low: float, high: float, dtype: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
-    """scale [] float32 > 0 and zero_point [] of dtype for values in [low, high], widened to contain 0.
+def qparams_of_range(low: float, high: float, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """scale [] float32 > 0 and zero_point [] uint8, for codes 0..2^bits - 1 of values in [low, high], widened to 0.
 
     0.0 is exactly representable: padding and pruned weights stay zero.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    limits = torch.iinfo(dtype)
-    scale = torch.tensor((high - low) / (limits.max - limits.min), dtype=torch.float32)
+    largest = 2**bits - 1
+    scale = torch.tensor((high - low) / largest, dtype=torch.float32)
     if not scale > torch.finfo(torch.float32).tiny:
         scale = torch.ones(())
-    zero_point = torch.tensor(limits.min - low / float(scale)).round().clamp(limits.min, limits.max)
-    return scale, zero_point.to(dtype)
+    zero_point = torch.tensor(-low / float(scale)).round().clamp(0, largest)
+    return scale, zero_point.to(torch.uint8)
 
 
 def quantize_weight(

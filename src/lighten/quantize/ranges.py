@@ -1,6 +1,7 @@
 """Ranges: what calibration data says about the activations of a graph, one batch in memory at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,15 +18,20 @@ Ranges = dict[fx.Node, tuple[float, float]]
 
 
 def observe_ranges(
-    captured: CapturedModule, points: Iterable[fx.Node], batches: Iterable[Any], observer: str
+    captured: CapturedModule, points: Mapping[fx.Node, int], batches: Iterable[Any], observer: str
 ) -> Ranges:
     """The range of every point over batches, as the observer of that name sees it; of no floats, there is none.
+
+    points: with the bits of their codes, for observers that look at these.
 
     Raises:
         TaskError: a batch does not fit the model, or an activation is NaN or infinite (the message names the layer).
     """
     entry = observer_registry[observer]
-    watching = {point: entry.function(entry.config()) for point in points}
+    by_bits = "bits" in {field.name for field in fields(entry.config)}
+    watching = {
+        point: entry.function(entry.config(bits=bits) if by_bits else entry.config()) for point, bits in points.items()
+    }
     seen: set[fx.Node] = set()
 
     def look(node: fx.Node, value: Tensor) -> None:

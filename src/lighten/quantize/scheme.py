@@ -1,7 +1,8 @@
 """Scheme: which number format weights and activations get, as a short string or a dataclass.
 
 w8a8          integer weights and activations of 8 bits, activation ranges from calibration (static)
-w4a8          weights of 4 bits; w8a8-tensor: one scale for a whole weight instead of one an output channel
+w4a8, w4a4    weights of 4 bits, activations of 8 or 4
+w8a8-tensor   one scale for a whole weight instead of one an output channel
 w8a8-dynamic  activation ranges found at run time, one a token
 w4            weights alone, one scale an output channel; w4-g128: one for every 128 inputs
 w3-g64-asym   -sym / -asym: whether 0 is the middle of the codes
@@ -25,12 +26,12 @@ FLOAT_TYPES: dict[str, tuple[int, int | None, bool]] = {
     "nvfp4": (4, 16, False),
 }
 EXAMPLES = (
-    *("w8a8", "w4a8", "w8a8-tensor", "w8a8-dynamic", "w8", "w4", "w4-g128", "w4-g128-sym", "w3-g64", "w2-g32"),
+    *("w8a8", "w4a8", "w4a4", "w8a8-tensor", "w8a8-dynamic", "w8", "w4", "w4-g128", "w4-g128-sym", "w3-g64", "w2-g32"),
     *("nf4-g64", "fp8", "fp8-e5m2", "mxfp4", "nvfp4"),
 )
 GRAMMAR = (
-    "w<bits 2..8>[a8][-dynamic][-g<inputs a scale>][-sym|-asym][-tensor], nf4[-g<n>], fp8[-e4m3|-e5m2][-g<n>], mxfp4, "
-    "nvfp4"
+    "w<bits 2..8>[a<bits 2..8>][-dynamic][-g<inputs a scale>][-sym|-asym][-tensor], nf4[-g<n>], "
+    "fp8[-e4m3|-e5m2][-g<n>], mxfp4, nvfp4"
 )
 _INTEGER = re.compile(
     r"w(?P<w>\d+)(?:a(?P<a>\d+))?(?P<dynamic>-dynamic)?(?:-g(?P<g>\d+))?(?P<s>-a?sym)?(?P<t>-tensor)?"
@@ -53,9 +54,9 @@ def check_weight_bits(bits: int, most: int) -> int:
 class Scheme:
     """What a weight and an activation become; `name` is its short string.
 
-    weight_bits: of a weight's code, 2..8. activation_bits: 8, or None = activations stay float. group_size: inputs per
-    scale, None = the whole row. symmetric: 0 is the middle code; None = symmetric, save in groups of 4 bits or less,
-    where every code counts. per_tensor: one scale a weight. dynamic: activation ranges are found at run time.
+    weight_bits: of a weight's code, 2..8. activation_bits: 2..8, or None = activations stay float. group_size: inputs
+    per scale, None = the whole row. symmetric: 0 is the middle code; None = symmetric, save in groups of 4 bits or
+    less, where every code counts. per_tensor: one scale a weight. dynamic: activation ranges are found at run time.
     weight_type: "int" or one of FLOAT_TYPES.
     """
 
@@ -69,8 +70,8 @@ class Scheme:
 
     def __post_init__(self) -> None:
         check_weight_bits(self.weight_bits, 8)
-        if self.activation_bits not in (None, 8):
-            raise ConfigError(f"activation_bits={self.activation_bits} is not available. Available: 8, or none.")
+        if self.activation_bits is not None and not 2 <= self.activation_bits <= 8:
+            raise ConfigError(f"activation_bits={self.activation_bits} is outside 2..8. Use 8, or 4 after qat.")
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(f"group_size={self.group_size} is below 1. Use 128, or None for the whole row.")
         self._check_type()
@@ -87,6 +88,8 @@ class Scheme:
                 f"Integer kernels multiply symmetric integer weights with one scale a channel, which {self.name} does "
                 f"not ask for. Drop a{self.activation_bits} to quantize the weights alone."
             )
+        elif self.dynamic and self.activation_bits != 8:
+            raise ConfigError("dynamic schemes have activations of 8 bits. Use w8a8-dynamic.")
         elif self.dynamic and self.per_tensor:
             raise ConfigError("dynamic schemes keep one scale an output channel. Drop -tensor.")
 

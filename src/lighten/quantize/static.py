@@ -19,13 +19,14 @@ from lighten.graph.fold import fold_batch_norm_
 from lighten.plan import LayerPlan
 from lighten.quantize import ops
 from lighten.quantize.affine import least_weight_scale, qparams_of_range, quantize_bias, quantize_weight
-from lighten.quantize.formats import IntegerFormat, QuantizedWeight
+from lighten.quantize.assignment import Assignment
+from lighten.quantize.formats import IntegerFormat
 from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
-from lighten.quantize.placement import Placement, place, pool_after_clipping_
-from lighten.quantize.ranges import Ranges, observe_ranges
+from lighten.quantize.placement import Placement, aten, place, pool_after_clipping_
+from lighten.quantize.ranges import observe_ranges
 from lighten.quantize.scheme import Scheme
 from lighten.quantize.steps.bias_correction import give_bias_, mean_inputs, mean_shift
 from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
@@ -35,76 +36,139 @@ from lighten.quantize.weight_only import entry_of, round_weight
 from lighten.quantize.weights import StoredWeight
 
 
-def quantize_static(
-    captured: CapturedModule,
-    scheme: Scheme,
-    bits: int,
-    batches: Iterable[Any],
-    observer: str,
-    exclude: Iterable[str],
-    method: MethodConfig,
-    steps: tuple[str, ...] = (),
-) -> None:
-    """Make captured an integer network, in place; its plan says what was done.
+@dataclass(frozen=True, kw_only=True)
+class StaticRequest:
+    """What is asked for. bits: no weight's code is wider; None = as the schemes say. steps: see lighten.quantize.steps.
 
-    bits: of a weight's code. Weights of fewer than 8 bits are held in int8, because kernels read bytes. steps: see
-    lighten.quantize.steps. batches are read once where nothing but ranges is to be found; otherwise all are kept.
+    Weights of fewer than 8 bits are held in int8, because kernels read bytes. batches are read once where nothing but
+    ranges is to be found; otherwise all are kept.
     """
-    if method.needs_inputs or set(steps) - {"equalization"}:
+
+    assignment: Assignment
+    bits: int | None
+    batches: Iterable[Any]
+    observer: str
+    exclude: Iterable[str]
+    method: MethodConfig
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QParams:
+    """How one activation is quantized: scale [] float32, zero_point [] uint8, bits of its codes."""
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How one layer's weight becomes codes. rounded: as a method has, where it was not rtn: codes int8 of the weight's
+    shape, and scale [out]. mean: of the layer's inputs, to correct its bias with, or None."""
+
+    scheme: Scheme
+    bits: int
+    rounded: tuple[Tensor, Tensor] | None
+    mean: Tensor | None
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """All that turns a float graph into an integer one."""
+
+    placement: Placement
+    points: dict[fx.Node, QParams]
+    weights: dict[fx.Node, Weights]
+
+
+def quantize_static(captured: CapturedModule, request: StaticRequest) -> None:
+    """Make captured an integer network, in place; its plan says what was done."""
+    found = calibrate_(captured, request)
+    insert_(captured, found)
+    record_(captured, request, found, entry_of(request.method).name)
+
+
+def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
+    """Find every range and every code; captured stays float, but for what the steps and folding change in place."""
+    batches = request.batches
+    if request.method.needs_inputs or set(request.steps) - {"equalization"}:
         batches = list(batches)
     fold_batch_norm_(captured)
-    if "equalization" in steps:
+    if "equalization" in request.steps:
         equalize_(captured, EqualizationConfig())
-    if "smoothquant" in steps:
+    if "smoothquant" in request.steps:
         smooth_(captured, batches, SmoothQuantConfig())
     pool_after_clipping_(captured.graph)
-    placement = place(captured.graph, exclude)
+    placement = place(captured.graph, request.exclude)
     for node, name in placement.weighted.items():
         _must_be_numbers(captured, node, name)
-    if "bias-correction" in steps:
+    if "bias-correction" in request.steps:
         for node in placement.weighted:
             give_bias_(captured, node)
-    ranges = observe_ranges(captured, placement.points, batches, observer)
-    rounded = _rounded(captured, placement, batches, method, bits)
-    means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in steps else {}
-    _insert(captured, placement, ranges, _Weights(scheme.per_tensor, bits, rounded, means))
+    schemes = {node: request.assignment.of(name, layer_of(node)) for node, name in placement.weighted.items()}
+    bits = {node: min(scheme.weight_bits, request.bits or 8) for node, scheme in schemes.items()}
+    widths = _activation_bits(placement, schemes, request.assignment.default)
+    ranges = observe_ranges(captured, widths, batches, request.observer)
+    points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
+    rounded = _rounded(captured, placement, batches, request.method, bits)
+    means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
+    weights = {n: Weights(schemes[n], bits[n], rounded.get(n), means.get(n)) for n in placement.weighted}
+    return Calibrated(placement, points, weights)
+
+
+def record_(captured: CapturedModule, request: StaticRequest, found: Calibrated, method: str) -> None:
+    """Write into the plan what was done; method: what has rounded the weights."""
+    name, bits = request.assignment.name, request.bits
+    if not request.assignment.special:
+        bits = min(request.assignment.default.weight_bits, bits or 8)
     captured.plan = captured.plan.with_layers(
-        {name: LayerPlan(scheme=scheme.name, method=entry_of(method).name) for name in placement.weighted.values()},
-        skipped=placement.skipped,
-        scheme=scheme.name,
-        method=entry_of(method).name,
-        steps=list(steps),
-        observer=observer,
+        {
+            layer: LayerPlan(scheme=found.weights[node].scheme.name, method=method)
+            for node, layer in found.placement.weighted.items()
+        },
+        skipped=found.placement.skipped,
+        scheme=name,
+        method=method,
+        steps=list(request.steps),
+        observer=request.observer,
         weight_bits=bits,
     )
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """How weights become codes. rounded: those that a method other than rtn has rounded. means: of layers' inputs, to
-    correct biases with."""
-
-    per_tensor: bool
-    bits: int
-    rounded: dict[fx.Node, QuantizedWeight]
-    means: dict[fx.Node, Tensor]
+def _activation_bits(placement: Placement, schemes: dict[fx.Node, Scheme], default: Scheme) -> dict[fx.Node, int]:
+    """The widest that a layer which reads a point asks for, directly or through what shares its scale."""
+    widest: dict[fx.Node, int] = {}
+    for node, scheme in schemes.items():
+        read = arguments(node)["input"]
+        point = placement.followers.get(read, read)
+        assert scheme.activation_bits is not None
+        widest[point] = max(widest.get(point, 0), scheme.activation_bits)
+    assert default.activation_bits is not None
+    return {point: widest.get(point, default.activation_bits) for point in placement.points}
 
 
 def _rounded(
-    captured: CapturedModule, placement: Placement, batches: Iterable[Any], method: MethodConfig, bits: int
-) -> dict[fx.Node, QuantizedWeight]:
-    """Codes for each layer's weight: symmetric, one scale a channel, as kernels take them; rtn's are made later."""
-    found: dict[fx.Node, QuantizedWeight] = {}
+    captured: CapturedModule,
+    placement: Placement,
+    batches: Iterable[Any],
+    method: MethodConfig,
+    bits: dict[fx.Node, int],
+) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+    """Codes and scales of each layer's weight: symmetric, one scale a channel, as kernels take them; rtn's are made
+    later."""
+    found: dict[fx.Node, tuple[Tensor, Tensor]] = {}
     if isinstance(method, RTNConfig):
         return found
-    form = IntegerFormat(bits=bits, symmetric=True)
     weights = [StoredWeight(arguments(n)["weight"], name, n, False) for n, name in placement.weighted.items()]
 
     def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
         assert weight.reader is not None
         value = get_tensor(captured, str(weight.parameter.target)).detach()
+        form = IntegerFormat(bits=bits[weight.reader], symmetric=True)
         quantized = round_weight(value, form, None, method, moments)
-        found[weight.reader] = quantized
+        signed = (quantized.codes.to(torch.int16) - form.middle).to(torch.int8).view(value.shape)
+        found[weight.reader] = signed, quantized.grid.scale[:, 0]
         return quantized.dequantize().view(value.shape)
 
     if method.needs_inputs:
@@ -122,54 +186,72 @@ def _must_be_numbers(captured: CapturedModule, node: fx.Node, layer: str) -> Non
             raise CaptureError(f"The {what} of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
 
 
-def _insert(captured: CapturedModule, placement: Placement, ranges: Ranges, weights: _Weights) -> None:
+def insert_(captured: CapturedModule, found: Calibrated) -> None:
     """Write the quantize and dequantize nodes, and replace weights by their codes, in place."""
-    qparams = {point: qparams_of_range(*limits) for point, limits in ranges.items()}
-    for node, name in placement.weighted.items():
+    followers = found.placement.followers
+    for node, name in found.placement.weighted.items():
         read = arguments(node)["input"]
-        input_scale, _ = qparams[placement.followers.get(read, read)]
-        _quantize_parameters(captured, node, name, input_scale, weights)
-    for point, (scale, zero_point) in qparams.items():
-        names = [
-            register(captured, f"{point.name}_{part}", value)
-            for part, value in (("scale", scale), ("zero_point", zero_point))
-        ]
-        for node in (point, *(f for f, root in placement.followers.items() if root is point)):
-            _round_trip(captured.graph, node, *names)
+        _quantize_parameters(captured, node, name, found.points[followers.get(read, read)].scale, found.weights[node])
+    for point, qparams in found.points.items():
+        _clip_below_only(point, qparams)
+        names = register_qparams(captured, point, qparams)
+        _round_trip(captured.graph, point, names, qparams.bits)
+        for follower in (f for f, root in followers.items() if root is point):
+            _round_trip(captured.graph, follower, names, 8)  # its codes are point's, and fit
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()
     captured.graph.lint()
     captured.recompile()
 
 
-def _round_trip(graph: fx.Graph, node: fx.Node, scale_name: str, zero_point_name: str) -> None:
-    """Everyone who reads node reads dequantize(quantize(node)) instead."""
+def register_qparams(captured: CapturedModule, point: fx.Node, qparams: QParams) -> tuple[str, str]:
+    """Names of the new buffers that hold scale and zero_point."""
+    scale = register(captured, f"{point.name}_scale", qparams.scale)
+    return scale, register(captured, f"{point.name}_zero_point", qparams.zero_point)
+
+
+def _clip_below_only(point: fx.Node, qparams: QParams) -> None:
+    """Make relu of relu6 where the largest code does its upper clipping, in place.
+
+    At 8 bits the runtime sees that by itself. Of fewer, it sees a byte whose range goes beyond.
+    """
+    if qparams.bits == 8 or point.target not in (aten.relu6.default, aten.hardtanh.default):
+        return
+    upper = arguments(point).get("max_val", 6)
+    largest = 2**qparams.bits - 1
+    if (upper / qparams.scale).round() + qparams.zero_point >= largest:
+        point.target, point.args, point.kwargs = aten.relu.default, point.args[:1], {}
+
+
+def _round_trip(graph: fx.Graph, node: fx.Node, names: tuple[str, str], bits: int) -> None:
+    """Everyone who reads node reads dequantize(limit(quantize(node))) instead; a byte needs no limit."""
     with graph.inserting_after(node):
         dequantized = graph.call_function(ops.dequantize, ())
     with graph.inserting_before(dequantized):
-        scale = graph.get_attr(scale_name)
-        zero_point = graph.get_attr(zero_point_name)
-        codes = graph.call_function(ops.quantize, (node, scale, zero_point))
-    node.replace_all_uses_with(dequantized, lambda user: user is not codes)
+        scale, zero_point = (graph.get_attr(name) for name in names)
+        codes = quantized = graph.call_function(ops.quantize, (node, scale, zero_point))
+        if bits < 8:
+            codes = graph.call_function(ops.limit, (quantized, 2**bits - 1))
+    node.replace_all_uses_with(dequantized, lambda user: user is not quantized)
     dequantized.args = (codes, scale, zero_point)
-    for made in (codes, dequantized, scale, zero_point):
+    for made in (quantized, codes, dequantized, scale, zero_point):
         made.meta = {"layer": layer_of(node)}
 
 
 def _quantize_parameters(
-    captured: CapturedModule, node: fx.Node, layer: str, input_scale: Tensor, weights: _Weights
+    captured: CapturedModule, node: fx.Node, layer: str, input_scale: Tensor, how: Weights
 ) -> None:
     given = arguments(node)
     weight = get_tensor(captured, str(given["weight"].target)).detach()
     bias = None if given["bias"] is None else get_tensor(captured, str(given["bias"].target)).detach()
     least = None if bias is None else least_weight_scale(bias, input_scale)
-    codes, scale = quantize_weight(weight, weights.bits, least, per_tensor=weights.per_tensor)
-    if node in weights.rounded:
-        codes, scale = _with_method(weights.rounded[node], codes, scale, least)
-    if node in weights.means:
+    codes, scale = quantize_weight(weight, how.bits, least, per_tensor=how.scheme.per_tensor)
+    if how.rounded is not None:
+        codes, scale = _with_method(*how.rounded, codes, scale, least)
+    if how.mean is not None:
         assert bias is not None
         restored = codes.float() * scale.view(-1, *[1] * (weight.ndim - 1))
-        bias = (bias.double() - mean_shift(restored - weight, weights.means[node])).float()
+        bias = (bias.double() - mean_shift(restored - weight, how.mean)).float()
     bias_scale = scale * input_scale
     if not bias_scale.isfinite().all():
         raise CaptureError(
@@ -181,13 +263,13 @@ def _quantize_parameters(
         _store(captured, given["bias"], quantize_bias(bias, bias_scale), bias_scale)
 
 
-def _with_method(rounded: QuantizedWeight, codes: Tensor, scale: Tensor, least: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What a method has rounded, but for channels whose scale has to be larger than it chose: those stay as given."""
-    chosen = rounded.grid.scale[:, 0]
+def _with_method(
+    rounded: Tensor, chosen: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What a method has rounded, at the scale it chose, but for channels whose scale has to be larger: those stay as
+    given."""
     fits = torch.ones_like(chosen, dtype=torch.bool) if least is None else chosen >= least
-    assert isinstance(rounded.format, IntegerFormat)
-    signed = (rounded.codes.to(torch.int16) - rounded.format.middle).to(torch.int8).view(codes.shape)
-    return torch.where(fits.view(-1, *[1] * (codes.ndim - 1)), signed, codes), torch.where(fits, chosen, scale)
+    return torch.where(fits.view(-1, *[1] * (codes.ndim - 1)), rounded, codes), torch.where(fits, chosen, scale)
 
 
 def _store(captured: CapturedModule, parameter: fx.Node, codes: Tensor, scale: Tensor) -> None:

@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.graph.capture import CapturedModule, capture
 from lighten.quantize import methods as _methods  # noqa: F401  importing the package fills the registry
+from lighten.quantize.assignment import Assignment, SchemeLike, parse_assignment
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
-from lighten.quantize.scheme import Scheme, check_weight_bits, parse_scheme
-from lighten.quantize.static import quantize_static
+from lighten.quantize.scheme import Scheme, check_weight_bits
+from lighten.quantize.static import StaticRequest, quantize_static
 from lighten.quantize.steps import check_steps
 from lighten.quantize.weight_only import entry_of, quantize_weights
 from lighten.registry import quantizer
@@ -25,7 +26,7 @@ DEFAULT_OBSERVER = "mse"
 
 def quantize(
     model: nn.Module,
-    scheme: str | Scheme,
+    scheme: SchemeLike,
     *,
     method: str | MethodConfig | None = None,
     calibration: Iterable[Any] | None = None,
@@ -37,7 +38,8 @@ def quantize(
 ) -> CapturedModule:
     """A quantized copy of model; model itself is not modified.
 
-    scheme: "w8a8", "w4-g128", …, see lighten.quantize.scheme. method: how weights are rounded: a name, or its config
+    scheme: "w8a8", "w4-g128", …, see lighten.quantize.scheme; "w4-g128; head=w8" or a mapping where layers get
+    different ones, see lighten.quantize.assignment. method: how weights are rounded: a name, or its config
     where settings differ from the defaults; None = to nearest. calibration: batches of inputs (a tensor, or a tuple of
     tensors), for the ranges of activations and for methods that look at inputs. example_inputs: positional arguments
     of model; None = the first calibration batch. exclude: shell patterns over module names that stay float. observer:
@@ -51,28 +53,67 @@ def quantize(
         calibration data is missing, does not fit the model, or holds NaN. CaptureError: see capture; or a weight is
         NaN, or activations are to be integers and model is not float32.
     """
-    chosen = parse_scheme(scheme)
-    config, asked = _method_config(method), check_steps(steps)
-    if isinstance(model, CapturedModule) and model.plan.scheme is not None:
-        raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
-    if chosen.activation_bits is None:
+    chosen, config, asked = parse_assignment(scheme), _method_config(method), check_steps(steps)
+    _must_be_unquantized(model)
+    if chosen.default.activation_bits is None:
         return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
-    if chosen.dynamic:
-        raise ConfigError(f"{chosen.name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a8[-tensor].")
-    bits = chosen.weight_bits if weight_bits is None else check_weight_bits(weight_bits, chosen.weight_bits)
-    _must_round_for_kernels(config, chosen)
-    first, batches = _peek(calibration, f"{chosen.name} needs calibration data to find the ranges of activations")
+    captured, request = static_request(
+        model,
+        chosen,
+        method=config,
+        calibration=calibration,
+        example_inputs=example_inputs,
+        exclude=exclude,
+        observer=observer,
+        weight_bits=weight_bits,
+        steps=asked,
+    )
+    quantize_static(captured, request)
+    return captured
+
+
+def static_request(
+    model: nn.Module,
+    assignment: Assignment,
+    *,
+    method: MethodConfig,
+    calibration: Iterable[Any] | None,
+    example_inputs: tuple[Any, ...] | None,
+    exclude: Iterable[str],
+    observer: str | None,
+    weight_bits: int | None,
+    steps: tuple[str, ...],
+) -> tuple[CapturedModule, StaticRequest]:
+    """model captured, and what is asked for, checked; arguments and errors as of quantize."""
+    name = assignment.name
+    if assignment.default.dynamic:
+        raise ConfigError(f"{name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a<bits>[-tensor].")
+    if weight_bits is not None:
+        check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
+    for scheme in assignment.schemes:
+        _must_round_for_kernels(method, scheme)
+    first, batches = _peek(calibration, f"{name} needs calibration data to find the ranges of activations")
     inputs = as_args(first) if example_inputs is None else example_inputs
     _must_be_float32(model, inputs)
-    captured = capture(model, inputs)
-    observer = DEFAULT_OBSERVER if observer is None else observer
-    quantize_static(captured, chosen, bits, batches, observer, exclude, config, asked)
-    return captured
+    return capture(model, inputs), StaticRequest(
+        assignment=assignment,
+        bits=weight_bits,
+        batches=batches,
+        observer=DEFAULT_OBSERVER if observer is None else observer,
+        exclude=tuple(exclude),
+        method=method,
+        steps=steps,
+    )
+
+
+def _must_be_unquantized(model: nn.Module) -> None:
+    if isinstance(model, CapturedModule) and model.plan.scheme is not None:
+        raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
 
 
 def _weights_alone(
     model: nn.Module,
-    scheme: Scheme,
+    assignment: Assignment,
     config: MethodConfig,
     calibration: Iterable[Any] | None,
     example_inputs: tuple[Any, ...] | None,
@@ -83,16 +124,16 @@ def _weights_alone(
 ) -> CapturedModule:
     for name, value in (("observer", observer), ("weight_bits", weight_bits), ("steps", steps or None)):
         if value is not None:
-            raise ConfigError(f"{name}={value!r} has no meaning for {scheme.name}, which leaves activations alone.")
+            raise ConfigError(f"{name}={value!r} has no meaning for {assignment.name}, which leaves activations alone.")
     batches: Iterable[Any] = ()
     if config.needs_inputs or example_inputs is None:
         why = f"{entry_of(config).name} looks at the inputs of layers"
         if not config.needs_inputs:
-            why = f"{scheme.name} needs example_inputs, or calibration data, to trace the model"
+            why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
         first, batches = _peek(calibration, why)
         example_inputs = as_args(first) if example_inputs is None else example_inputs
     captured = capture(model, example_inputs)
-    quantize_weights(captured, scheme, config, batches, exclude)
+    quantize_weights(captured, assignment, config, batches, exclude)
     return captured
 
 

@@ -14,6 +14,7 @@ from lighten.graph.capture import CapturedModule, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.plan import LayerPlan
 from lighten.quantize import weight_ops
+from lighten.quantize.assignment import Assignment
 from lighten.quantize.formats import CodebookFormat, Float8Format, Format, IntegerFormat, QuantizedWeight, format_of
 from lighten.quantize.formats.grid import Grid
 from lighten.quantize.layerwise import run_layer_by_layer
@@ -22,7 +23,6 @@ from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
 from lighten.quantize.packing import pack
 from lighten.quantize.rescale import divide_input_
-from lighten.quantize.scheme import Scheme
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weights import StoredWeight, find_weights
 from lighten.registry import Entry
@@ -32,7 +32,11 @@ _LINEAR = torch.ops.aten.linear.default
 
 
 def quantize_weights(
-    captured: CapturedModule, scheme: Scheme, config: MethodConfig, batches: Iterable[Any], exclude: Iterable[str]
+    captured: CapturedModule,
+    assignment: Assignment,
+    config: MethodConfig,
+    batches: Iterable[Any],
+    exclude: Iterable[str],
 ) -> None:
     """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
 
@@ -44,9 +48,11 @@ def quantize_weights(
         device. TaskError: see Moments.
     """
     entry = entry_of(config)
-    form = format_of(scheme)
-    if config.integers_only and not isinstance(form, IntegerFormat):
-        raise ConfigError(f"{entry.name} rounds to evenly spaced codes, which {scheme.name} has not. Use rtn or gptq.")
+    for scheme in assignment.schemes:
+        if config.integers_only and not isinstance(format_of(scheme), IntegerFormat):
+            raise ConfigError(
+                f"{entry.name} rounds to evenly spaced codes, which {scheme.name} has not. Use rtn or gptq."
+            )
     fold_batch_norm_(captured)
     weights, skipped = find_weights(captured, exclude)
     for weight in weights:
@@ -56,8 +62,9 @@ def quantize_weights(
 
     def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
         value = get_tensor(captured, str(weight.parameter.target)).detach()
+        scheme = assignment.of(weight.layer)
         used = config if _can_use(config, weight) else RTNConfig()
-        quantized = round_weight(value, form, scheme.group_size, used, moments)
+        quantized = round_weight(value, format_of(scheme), scheme.group_size, used, moments)
         rounded.append((weight, quantized))
         layers[weight.layer] = LayerPlan(scheme=scheme.name, method=entry_of(used).name)
         return quantized.effective().view(value.shape).to(value)
@@ -74,7 +81,11 @@ def quantize_weights(
     captured.graph.lint()
     captured.recompile()
     captured.plan = captured.plan.with_layers(
-        layers, skipped=skipped, scheme=scheme.name, method=entry.name, weight_bits=scheme.weight_bits
+        layers,
+        skipped=skipped,
+        scheme=assignment.name,
+        method=entry.name,
+        weight_bits=None if assignment.special else assignment.default.weight_bits,
     )
 
 
