@@ -45,6 +45,7 @@ OTHER = {
         "sweeps": 0,
     },
     "standardized": {"k": 0.5},
+    "mse": {"candidates": 2, "narrowest": 0.9},
     "rtn": {},
 }
 NO_EFFECT_ON_THE_RESULT = {("gptq", "block_size")}  # it only says how much is done at once; see its oracle

@@ -53,8 +53,8 @@ def quantize(
         calibration data is missing, does not fit the model, or holds NaN. CaptureError: see capture; or a weight is
         NaN, or activations are to be integers and model is not float32.
     """
-    chosen, config, asked = parse_assignment(scheme), _method_config(method), check_steps(steps)
-    _must_be_unquantized(model)
+    chosen, config, asked = parse_assignment(scheme), method_config(method), check_steps(steps)
+    must_be_unquantized(model)
     if chosen.default.activation_bits is None:
         return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
     captured, request = static_request(
@@ -106,7 +106,8 @@ def static_request(
     )
 
 
-def _must_be_unquantized(model: nn.Module) -> None:
+def must_be_unquantized(model: nn.Module) -> None:
+    """Raises ConfigError: model is quantized already."""
     if isinstance(model, CapturedModule) and model.plan.scheme is not None:
         raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
 
@@ -146,7 +147,8 @@ def _must_round_for_kernels(config: MethodConfig, scheme: Scheme) -> None:
         raise ConfigError(f"The method {name} keeps one scale a channel. Drop -tensor from {scheme.name}, or use rtn.")
 
 
-def _method_config(method: str | MethodConfig | None) -> MethodConfig:
+def method_config(method: str | MethodConfig | None) -> MethodConfig:
+    """The config that method names, or is."""
     if isinstance(method, MethodConfig):
         return method
     config: MethodConfig = quantizer["rtn" if method is None else method].config()
