@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from lighten.errors import CaptureError
 from lighten.graph.capture import CapturedModule, capture, layer_of, placeholder_values, with_batch_of_two
 from lighten.graph.fold import fold_batch_norm_
-from lighten.quantize import matmul_nbits, ops, weight_ops
+from lighten.quantize import dynamic, matmul_nbits, ops, weight_ops
 from lighten.quantize.matmul_nbits import use_matmul_nbits_
 from lighten.runtime.spec import BATCH, TensorSpec
 
@@ -97,7 +97,12 @@ def _export(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> Any:
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    return {**ops.onnx_translations(), **weight_ops.onnx_translations(), **matmul_nbits.onnx_translations()}
+    return {
+        **ops.onnx_translations(),
+        **weight_ops.onnx_translations(),
+        **matmul_nbits.onnx_translations(),
+        **dynamic.onnx_translations(),
+    }
 
 
 def _is_free_of(node: Any, stored: set[str]) -> bool:

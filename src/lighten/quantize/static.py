@@ -102,7 +102,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     pool_after_clipping_(captured.graph)
     placement = place(captured.graph, request.exclude)
     for node, name in placement.weighted.items():
-        _must_be_numbers(captured, node, name)
+        must_be_numbers(captured, node, name)
     if "bias-correction" in request.steps:
         for node in placement.weighted:
             give_bias_(captured, node)
@@ -111,7 +111,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     widths = _activation_bits(placement, schemes, request.assignment.default)
     ranges = observe_ranges(captured, widths, batches, request.observer)
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
-    rounded = _rounded(captured, placement, batches, request.method, bits)
+    rounded = round_layers(captured, placement, batches, request.method, bits)
     means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
     weights = {n: Weights(schemes[n], bits[n], rounded.get(n), means.get(n)) for n in placement.weighted}
     return Calibrated(placement, points, weights)
@@ -148,7 +148,7 @@ def _activation_bits(placement: Placement, schemes: dict[fx.Node, Scheme], defau
     return {point: widest.get(point, default.activation_bits) for point in placement.points}
 
 
-def _rounded(
+def round_layers(
     captured: CapturedModule,
     placement: Placement,
     batches: Iterable[Any],
@@ -179,7 +179,8 @@ def _rounded(
     return found
 
 
-def _must_be_numbers(captured: CapturedModule, node: fx.Node, layer: str) -> None:
+def must_be_numbers(captured: CapturedModule, node: fx.Node, layer: str) -> None:
+    """Raises CaptureError: the weight or bias that node, of that layer, reads is NaN or infinite."""
     given = arguments(node)
     for what in ("weight", "bias"):
         if given[what] is not None and not get_tensor(captured, str(given[what].target)).isfinite().all():

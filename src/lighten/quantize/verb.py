@@ -12,6 +12,7 @@ from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.graph.capture import CapturedModule, capture
 from lighten.quantize import methods as _methods  # noqa: F401  importing the package fills the registry
 from lighten.quantize.assignment import Assignment, SchemeLike, parse_assignment
+from lighten.quantize.dynamic import DynamicRequest, quantize_dynamic
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.scheme import Scheme, check_weight_bits
@@ -57,6 +58,8 @@ def quantize(
     must_be_unquantized(model)
     if chosen.default.activation_bits is None:
         return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
+    if chosen.default.dynamic:
+        return _at_run_time(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
     captured, request = static_request(
         model,
         chosen,
@@ -86,8 +89,6 @@ def static_request(
 ) -> tuple[CapturedModule, StaticRequest]:
     """model captured, and what is asked for, checked; arguments and errors as of quantize."""
     name = assignment.name
-    if assignment.default.dynamic:
-        raise ConfigError(f"{name} is a scheme, but no engine makes it yet. Available: w<bits 2..8>a<bits>[-tensor].")
     if weight_bits is not None:
         check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
     for scheme in assignment.schemes:
@@ -104,6 +105,40 @@ def static_request(
         method=method,
         steps=steps,
     )
+
+
+def _at_run_time(
+    model: nn.Module,
+    assignment: Assignment,
+    config: MethodConfig,
+    calibration: Iterable[Any] | None,
+    example_inputs: tuple[Any, ...] | None,
+    exclude: Iterable[str],
+    observer: str | None,
+    weight_bits: int | None,
+    steps: tuple[str, ...],
+) -> CapturedModule:
+    for name, value in (("observer", observer), ("steps", steps or None)):
+        if value is not None:
+            raise ConfigError(f"{name}={value!r} has no meaning for {assignment.name}, whose ranges are found later.")
+    if weight_bits is not None:
+        check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
+    for scheme in assignment.schemes:
+        _must_round_for_kernels(config, scheme)
+    batches: Iterable[Any] = ()
+    if config.needs_inputs or example_inputs is None:
+        why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
+        if config.needs_inputs:
+            why = f"{entry_of(config).name} looks at the inputs of layers"
+        first, batches = _peek(calibration, why)
+        example_inputs = as_args(first) if example_inputs is None else example_inputs
+    _must_be_float32(model, example_inputs)
+    captured = capture(model, example_inputs)
+    request = DynamicRequest(
+        assignment=assignment, bits=weight_bits, method=config, batches=batches, exclude=tuple(exclude)
+    )
+    quantize_dynamic(captured, request)
+    return captured
 
 
 def must_be_unquantized(model: nn.Module) -> None:
