@@ -22,9 +22,9 @@ def test_a_few_thread_counts_up_to_all_cores(cores: int, counts: list[int]) -> N
 
 def test_the_simplest_way_comes_first_and_images_have_another_layout() -> None:
     flat = [way.name for way in ways(capture(nn.Linear(4, 4), X))]
-    assert flat == ["onnxruntime", "openvino", "torch", "torch compiled"]
+    assert flat == ["onnxruntime", "openvino", "native", "torch", "torch compiled"]
     images = [way.name for way in ways(capture(nn.Conv2d(1, 1, 3), (torch.randn(1, 1, 4, 4),)))]
-    assert images == [*flat[:3], "torch channels-last", flat[3], "torch compiled channels-last"]
+    assert images == [*flat[:4], "torch channels-last", flat[4], "torch compiled channels-last"]
 
 
 def test_another_device_is_raced_against_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

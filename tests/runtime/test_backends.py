@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import fx, nn
 
 from lighten.errors import ArtifactError, ConfigError, MissingExtraError
 from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import BACKENDS, backend
 from lighten.runtime.measure import measure_latency
+from lighten.runtime.native.packed import pack
+from lighten.runtime.native.program import Conv, Elements, Program, Tensor
 from lighten.runtime.runner import load
 from lighten.runtime.spec import TensorSpec
 from lighten.runtime.torch_graph import save_graph
@@ -27,6 +30,7 @@ NAMES = [
     "onnxruntime",
     pytest.param("openvino", marks=pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="no openvino")),
     "torch",
+    pytest.param("native", marks=pytest.mark.skipif(not importlib.util.find_spec("llvmlite"), reason="no llvmlite")),
 ]
 
 
@@ -45,8 +49,15 @@ def two() -> fx.GraphModule:
     return fx.GraphModule(nn.Module(), graph)
 
 
+def save_program(program: Program, to: Path) -> None:
+    (to / "plan.json").write_text(program.to_json())
+    save_file(pack(np.ascontiguousarray(WEIGHT.T), None, 1).to_arrays("w"), to / "weights.safetensors")
+
+
 def write_for(name: str, folder: Path, **changes: Any) -> Artifact:
-    files = {"write_files": lambda to: save_graph(matmul(), to)} if name == "torch" else {}
+    linear = Program((Tensor(3, 1, 1),), (Conv(inputs=(0,), weight="w", rows=2, block=1),), (1,))
+    writers = {"torch": lambda to: save_graph(matmul(), to), "native": lambda to: save_program(linear, to)}
+    files = {"write_files": writers[name]} if name in writers else {}
     return write_linear(folder, **{"runtime": name, **files, **changes})
 
 
@@ -62,7 +73,10 @@ def test_outputs_any_batch_size_and_threads(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path, name: str) -> None:
-    files = {"write_files": lambda to: save_graph(two(), to)} if name == "torch" else {}
+    ops = tuple(Elements(inputs=(0, 1), op=op) for op in ("add", "sub"))
+    pair = Program((Tensor(3, 1, 1),) * 2, ops, (2, 3))
+    writers = {"torch": lambda to: save_graph(two(), to), "native": lambda to: save_program(pair, to)}
+    files = {"write_files": writers[name]} if name in writers else {}
     write_two(tmp_path / "out", runtime=name, **files)
     total, difference = load(tmp_path / "out")({"b": X * 3, "a": X})
     np.testing.assert_array_equal(total, X * 4)

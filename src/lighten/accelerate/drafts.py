@@ -20,7 +20,7 @@ from lighten.runtime.cpu import usable_cores
 
 MOST_THREAD_COUNTS = 4
 CPU_PROVIDER = "CPUExecutionProvider"
-FORMATS = {"onnxruntime": "onnx", "openvino": "onnx", "torch": "torch"}
+FORMATS = {"onnxruntime": "onnx", "openvino": "onnx", "torch": "torch", "native": "native"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def ways(captured: CapturedModule) -> list[Draft]:
         for mode in ("eager", "compile")
         for layout in layouts
     ]
-    return [*found, Draft("openvino", "openvino"), *torch_ways]
+    return [*found, Draft("openvino", "openvino"), Draft("native", "native"), *torch_ways]
 
 
 def write_drafts(

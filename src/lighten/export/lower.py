@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lighten.errors import ConfigError
+from lighten.export.native import to_native
 from lighten.export.onnx import tensor_specs, to_onnx
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
 from lighten.runtime.spec import TensorSpec
 from lighten.runtime.torch_graph import save_graph
 
-RUNTIMES = ("onnxruntime", "openvino", "torch")
+RUNTIMES = ("onnxruntime", "openvino", "torch", "native")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: st
     if runtime == "torch":
         module, inputs, outputs = to_torch(captured, example_inputs)
         return Lowered(inputs=inputs, outputs=outputs, write_files=lambda folder: save_graph(module, folder))
+    if runtime == "native":
+        write_files, inputs, outputs = to_native(captured, example_inputs)
+        return Lowered(inputs=inputs, outputs=outputs, write_files=write_files)
     proto = to_onnx(captured, example_inputs, standard=runtime != "onnxruntime")
     inputs, outputs = tensor_specs(proto)
 

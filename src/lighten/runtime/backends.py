@@ -18,6 +18,7 @@ BACKENDS = {
     "onnxruntime": "lighten.runtime.onnxruntime",
     "openvino": "lighten.runtime.openvino",
     "torch": "lighten.runtime.torch",
+    "native": "lighten.runtime.native",
 }
 
 

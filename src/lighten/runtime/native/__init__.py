@@ -1,0 +1,75 @@
+"""The native backend: convolutional networks whose zeros are left out, compiled for this CPU when they are loaded.
+
+Files: ``plan.json`` (program.py) and ``weights.safetensors`` (packed.py). Both are data; see docs/sparse-engine.md.
+"""
+
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from lighten.errors import ArtifactError, require
+from lighten.runtime.artifact import Artifact
+from lighten.runtime.backends import Compiled, Description, only_options
+from lighten.runtime.native.packed import read_packed
+from lighten.runtime.native.program import Conv, Program
+from lighten.runtime.spec import BATCH, TensorSpec
+
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+
+
+def compile(artifact: Artifact, threads: int) -> Compiled:
+    """Check plan and weights, then compile. Samples are shared among threads; one sample is one thread's.
+
+    Raises:
+        MissingExtraError: llvmlite is not installed. ArtifactError: the files hold no program for these inputs and
+        outputs.
+    """
+    require("llvmlite", "native")
+    from lighten.runtime.native.engine import Engine
+
+    only_options(artifact, {})
+    try:
+        program = Program.from_json((artifact.path / PLAN).read_bytes())
+        arrays = load_file(artifact.path / WEIGHTS)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}.") from error
+    try:
+        tensors = program.tensors
+        weights = {}
+        for op in program.ops:
+            if isinstance(op, Conv):
+                n_columns = tensors[op.inputs[0]].rows * op.kernel[0] * op.kernel[1]
+                weights[op.weight] = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns)
+        _must_match(artifact, "inputs", artifact.inputs, [(t.rows * t.height * t.width) for t in program.inputs])
+        sizes = [tensors[at] for at in program.outputs]
+        _must_match(artifact, "outputs", artifact.outputs, [t.rows * t.height * t.width for t in sizes])
+    except ArtifactError as error:
+        raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}") from error
+    shapes: Any = [spec.shape[1:] for spec in artifact.outputs]
+    return Engine(program, weights, shapes, threads=threads)
+
+
+def describe() -> Description:
+    """The version of llvmlite, and the CPU that LLVM sees.
+
+    Raises:
+        MissingExtraError: llvmlite is not installed.
+    """
+    llvm: Any = require("llvmlite.binding", "native")
+    return Description("native", require("llvmlite", "native").__version__, (llvm.get_host_cpu_name(),))
+
+
+def _must_match(artifact: Artifact, what: str, specs: tuple[TensorSpec, ...], sizes: list[int]) -> None:
+    """Native code reads and writes arrays of these sizes, so the manifest must promise exactly them."""
+    found = []
+    for spec in specs:
+        size = 1
+        for axis in spec.shape[1:]:
+            size *= axis if isinstance(axis, int) else 0
+        found.append(size if spec.dtype == "float32" and spec.shape[:1] == (BATCH,) else 0)
+    if found != sizes:
+        raise ArtifactError(
+            f"The manifest of '{artifact.path}' lists the {what} {[spec.to_dict() for spec in specs]}, but its plan "
+            f"has {sizes} numbers a sample in them."
+        )

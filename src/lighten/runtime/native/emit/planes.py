@@ -1,0 +1,116 @@
+"""Moving and reducing: strided copies, elements, the mean over places."""
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from lighten.runtime.native.emit.activation import activate
+from lighten.runtime.native.emit.code import F32, I64, POINTER, Code, Kernels, Value, vector
+from lighten.runtime.native.emit.product import load_mask
+
+AXES = 3
+
+
+def copy(kernels: Kernels, *, step: int, to_step: int) -> Value:
+    """y[i, j, k] = x[i, j, k]; f(x, y, low, high, n1, n2, two strides of x, two of y).
+
+    i runs over [low, high). The strides of the last axis are part of the kernel: small ones become vector loads.
+    """
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, y, low, high, *rest = args
+        sizes, x_strides, y_strides = rest[:2], rest[2:4], rest[4:6]
+        b, c = code.b, code.const
+
+        def nest(depth: int, source: Value, target: Value) -> None:
+            first, last = (low, high) if depth == 0 else (c(0), sizes[depth - 1])
+
+            def body(i: Value, _: list[Value]) -> list[Value]:
+                if depth == AXES - 1:
+                    code.store(code.load(code.at(source, b.mul(i, c(step)))), code.at(target, b.mul(i, c(to_step))))
+                else:
+                    to = code.at(target, b.mul(i, y_strides[depth]))
+                    nest(depth + 1, code.at(source, b.mul(i, x_strides[depth])), to)
+                return []
+
+            code.loop(first, last, body)
+
+        nest(0, x, y)
+
+    return kernels.get(("copy", step, to_step), [POINTER] * 2 + [I64] * 8, emit)
+
+
+def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: bool, masked: bool) -> Value:
+    """y = act(a op b), vector by vector; f(a, b, y, mask, low, high, n_vectors, a_stride, b_stride, y_stride).
+
+    Rows run over [low, high). spread: b has one number a row, b_stride apart.
+    """
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        a, other, y, mask, low, high, n_vectors, a_stride, other_stride, y_stride = args
+        b, c = code.b, code.const
+        kind = vector(lanes)
+
+        def row(r: Value, _: list[Value]) -> list[Value]:
+            at = code.at(other, b.mul(r, other_stride))
+            single = code.splat(code.load(at), lanes) if spread else None
+
+            def column(j: Value, _: list[Value]) -> list[Value]:
+                start = b.mul(j, c(lanes))
+                value = code.load(code.at(a, b.mul(r, a_stride), start), kind)
+                if op != "none":
+                    second = single if single is not None else code.load(code.at(at, start), kind)
+                    value = _combine(code, op, value, second)
+                value = activate(code, value, act)
+                if masked:
+                    value = b.select(load_mask(code, mask, start, lanes), value, code.number(0.0, value))
+                code.store(value, code.at(y, b.mul(r, y_stride), start))
+                return []
+
+            code.loop(c(0), n_vectors, column)
+            return []
+
+        code.loop(low, high, row)
+
+    key = ("elements", lanes, op, act, *(["spread"] if spread else []), *(["mask"] if masked else []))
+    return kernels.get(key, [POINTER] * 4 + [I64] * 6, emit)
+
+
+def _combine(code: Code, op: str, a: Value, b: Value) -> Value:
+    match op:
+        case "add":
+            return code.b.fadd(a, b)
+        case "sub":
+            return code.b.fsub(a, b)
+        case "mul":
+            return code.b.fmul(a, b)
+        case "max":
+            return code.intrinsic("maximum", a, b)
+        case _:
+            raise AssertionError(op)
+
+
+def mean(kernels: Kernels, *, lanes: int) -> Value:
+    """The mean of each row's places; f(x, y, mask, low, high, n_vectors, x_stride, y_stride, n_places)."""
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, y, mask, low, high, n_vectors, x_stride, y_stride, n_places = args
+        b, c = code.b, code.const
+        zero = code.splat(ir.Constant(F32, 0.0), lanes)
+
+        def row(r: Value, _: list[Value]) -> list[Value]:
+            def column(j: Value, acc: list[Value]) -> list[Value]:
+                start = b.mul(j, c(lanes))
+                value = code.load(code.at(x, b.mul(r, x_stride), start), vector(lanes))
+                return [b.fadd(acc[0], b.select(load_mask(code, mask, start, lanes), value, zero))]
+
+            (total,) = code.loop(c(0), n_vectors, column, [zero])
+            lane = [b.extract_element(total, c(i)) for i in range(lanes)]
+            while len(lane) > 1:  # in a tree, so that rounding grows with the logarithm
+                lane = [b.fadd(p, q) for p, q in zip(lane[::2], lane[1::2], strict=True)]
+            code.store(b.fdiv(lane[0], b.sitofp(n_places, F32)), code.at(y, b.mul(r, y_stride)))
+            return []
+
+        code.loop(low, high, row)
+
+    return kernels.get(("mean", lanes), [POINTER] * 3 + [I64] * 6, emit)

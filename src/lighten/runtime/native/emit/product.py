@@ -1,0 +1,125 @@
+"""The product: R outputs x V vectors of places in registers, over the stored blocks of those R outputs.
+
+    for each tile of V vectors, for each block of R outputs:
+        acc[r][v] = bias[r]
+        for p in [ptr[block], ptr[block + 1]):    acc[r][v] += value[p][r] · x[start + offset[p] + v]
+        y[r][v] = act(acc[r][v] + residual[r][v]), or 0 on the margins
+
+One load of x serves R multiplications and one broadcast of a weight V, so at R = 4, V = 6 the multiplier is the limit
+and not the loads. There is no copy of windows (im2col), and zeros cost nothing, not even a test.
+"""
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from lighten.runtime.native.emit.activation import activate
+from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, Code, Kernels, Value, vector
+
+ARGUMENTS = [POINTER] * 8 + [I64] * 7
+
+
+def product(
+    kernels: Kernels, *, r: int, v: int, lanes: int, act: str, residual: bool, masked: bool, is_max: bool
+) -> Value:
+    """The kernel of that shape: f(x, y, residual, mask, ptr, offset, value, bias, y_stride, residual_stride,
+    first_block, last_block, first_tile, last_tile, first_column).
+
+    is_max: the largest of the places instead, without weights.
+    """
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, y, other, mask, ptr, offset, value, bias, y_stride, other_stride, low, high, tile_low, tile_high, first = (
+            args
+        )
+        b, c = code.b, code.const
+        kind = vector(lanes)
+
+        def block(start: Value, o: Value) -> list[Value]:
+            row = b.mul(o, c(r))
+
+            def tap(p: Value, acc: list[Value]) -> list[Value]:
+                source = code.at(x, start, code.index(offset, p))
+                xs = [code.load(code.at(source, c(j * lanes)), kind) for j in range(v)]
+                if is_max:
+                    return [code.intrinsic("maximum", a, xj) for a, xj in zip(acc, xs, strict=True)]
+                weights = code.at(value, b.mul(p, c(r)))
+                ws = [code.splat(code.load(code.at(weights, c(i))), lanes) for i in range(r)]
+                return [code.fma(ws[i], xs[j], acc[i * v + j]) for i in range(r) for j in range(v)]
+
+            if is_max:
+                initial = [ir.Constant(kind, [float("-inf")] * lanes)] * v
+            else:
+                biases = [code.splat(code.load(code.at(bias, row, c(i))), lanes) for i in range(r)]
+                initial = [each for each in biases for _ in range(v)]
+            acc = code.loop(code.index(ptr, o), code.index(ptr, o, c(1)), tap, initial)
+            for j in range(v):
+                keep = load_mask(code, mask, b.add(start, c(j * lanes)), lanes) if masked else None
+                for i in range(r):
+                    column = [start, c(j * lanes)]
+                    total = acc[i * v + j]
+                    if residual:
+                        at = code.at(other, b.mul(b.add(row, c(i)), other_stride), *column)
+                        total = b.fadd(total, code.load(at, kind))
+                    total = activate(code, total, act)
+                    if keep is not None:
+                        total = b.select(keep, total, code.number(0.0, total))
+                    code.store(total, code.at(y, b.mul(b.add(row, c(i)), y_stride), *column))
+            return []
+
+        def tile(t: Value, _: list[Value]) -> list[Value]:
+            start = b.add(first, b.mul(t, c(v * lanes)))
+            code.loop(low, high, lambda o, _: block(start, o))
+            return []
+
+        code.loop(tile_low, tile_high, tile)
+
+    key = ("product", r, v, lanes, act, *(["add"] if residual else []), *(["mask"] if masked else []))
+    return kernels.get((*key, *(["max"] if is_max else [])), ARGUMENTS, emit)
+
+
+def load_mask(code: Code, mask: Value, column: Value, lanes: int) -> Value:
+    """Which of the lanes from column on are places: a vector of bits."""
+    loaded = code.load(code.at(mask, column, of=I8), vector(lanes, I8))
+    return code.b.icmp_signed("!=", loaded, ir.Constant(loaded.type, [0] * lanes))
+
+
+def matvec(kernels: Kernels, *, r: int, act: str, residual: bool) -> Value:
+    """For one place, vectors along the outputs: f(x, y, residual, ptr, offset, value, bias, first_block, last_block).
+
+    The weights are read once and are what takes time; four sums hide the latency of the multiplier.
+    """
+    n_sums = 4
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, y, other, ptr, offset, value, bias, low, high = args
+        b, c = code.b, code.const
+        kind = vector(r)
+
+        def term(p: Value, acc: Value) -> Value:
+            scalar = code.load(code.at(x, code.index(offset, p)))
+            return code.fma(code.splat(scalar, r), code.load(code.at(value, b.mul(p, c(r))), kind), acc)
+
+        def block(o: Value, _: list[Value]) -> list[Value]:
+            begin, end = code.index(ptr, o), code.index(ptr, o, c(1))
+            row = b.mul(o, c(r))
+            zero = code.splat(ir.Constant(F32, 0.0), r)
+            n_full = b.udiv(b.sub(end, begin), c(n_sums))
+
+            def several(i: Value, acc: list[Value]) -> list[Value]:
+                p = b.add(begin, b.mul(i, c(n_sums)))
+                return [term(b.add(p, c(k)), a) for k, a in enumerate(acc)]
+
+            acc = code.loop(c(0), n_full, several, [code.load(code.at(bias, row), kind)] + [zero] * (n_sums - 1))
+            rest = b.add(begin, b.mul(n_full, c(n_sums)))
+            (first,) = code.loop(rest, end, lambda p, one: [term(p, one[0])], acc[:1])
+            total = b.fadd(b.fadd(first, acc[1]), b.fadd(acc[2], acc[3]))
+            if residual:
+                total = b.fadd(total, code.load(code.at(other, row), kind))
+            code.store(activate(code, total, act), code.at(y, row))
+            return []
+
+        code.loop(low, high, block)
+
+    key = ("matvec", r, act, *(["add"] if residual else []))
+    return kernels.get(key, [POINTER] * 7 + [I64] * 2, emit)

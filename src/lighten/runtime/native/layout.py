@@ -1,0 +1,278 @@
+"""Layout: where every tensor lies, so that a convolution of any kernel is a sparse product with constant offsets.
+
+A row holds the places of one channel, image under image, in lines of one pitch, with zeros between lines (an image's
+right margin is the next line's left one) and before the first. Place (y, x) of image n is column n · image + y · pitch
++ x, and the input that weight (c, ky, kx) needs lies at a constant distance from it:
+
+    before      image 0                     image 1
+    0 0 0 0 0 | a b c 0 d e f 0 0 0 0 0   | g h i 0 …        (height 2, width 3, one column and one line of margin)
+
+Tensors that such products tie together share pitch and image size, so a layout is solved for a class of tensors at a
+time. A stride is taken out first: a *split* writes every s-th column and line as a plane of its own (a phase), and on
+phases the product has stride 1 again.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lighten.errors import ArtifactError
+from lighten.runtime.native.packed import Array
+from lighten.runtime.native.program import Conv, Elements, Op, Pool, Program, Tensor
+
+ALIGN = 16  # floats: a cache line, and the widest vector
+MOST_ROWS = 16  # rows are allocated in whole blocks of the largest kind
+MAX_FLOATS = 2**31 - 2**16  # offsets are int32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies, in floats from the start of the arena. origin: of row 0, column 0.
+
+    Valid are columns n · image + y · pitch + x. columns: of all images, margins included. clean: whether the margins
+    hold `fill`, as readers with a window need; otherwise they hold rubbish.
+    """
+
+    tensor: Tensor
+    origin: int
+    row_stride: int
+    pitch: int
+    image: int
+    images: int
+    clean: bool
+    fill: float = 0.0
+
+    @property
+    def columns(self) -> int:
+        """All columns from the first to the last valid one."""
+        return (self.images - 1) * self.image + (self.tensor.height - 1) * self.pitch + self.tensor.width
+
+    @property
+    def is_solid(self) -> bool:
+        """Whether every column up to the last is valid."""
+        return self.columns == self.images * self.tensor.height * self.tensor.width
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether rows lie next to each other: one place, one image."""
+        return self.row_stride == 1
+
+    def valid(self, length: int) -> Array:
+        """uint8 [length]: 1 where a column is a place of an image."""
+        found = np.zeros(length, np.uint8)
+        for n in range(self.images):
+            for y in range(self.tensor.height):
+                start = n * self.image + y * self.pitch
+                found[start : start + self.tensor.width] = 1
+        return found
+
+
+@dataclass(frozen=True)
+class Split:
+    """Phases of a tensor: row slot · channels + c of `to` holds x[c][stride · y + a][stride · x + b]."""
+
+    source: int
+    to: int
+    stride: tuple[int, int]
+    phases: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Layout:
+    """places: of every tensor of the program, then of the splits. splits: by the op that needs it. size: in floats."""
+
+    places: list[Place]
+    splits: dict[int, Split]
+    size: int
+    fills: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+def taps(op: Conv | Pool) -> list[tuple[int, int]]:
+    """How far from its output's place, times the stride, each weight (ky, kx) of a window reads."""
+    return [
+        (ky * op.dilation[0] - op.padding[0], kx * op.dilation[1] - op.padding[1])
+        for ky, kx in itertools.product(range(op.kernel[0]), range(op.kernel[1]))
+    ]
+
+
+def reads(op: Conv | Pool, split: Split | None) -> list[tuple[int, int, int]]:
+    """For each weight (ky, kx): the phase's slot and the distance (lines, columns) in that phase."""
+    if split is None:
+        return [(0, y, x) for y, x in taps(op)]
+    sy, sx = split.stride
+    return [(split.phases.index((y % sy, x % sx)), y // sy, x // sx) for y, x in taps(op)]
+
+
+def make_layout(program: Program, images: int) -> Layout:
+    """Lay out program for `images` images at a time.
+
+    Raises:
+        ArtifactError: it needs more than 2^31 floats.
+    """
+    tensors = program.tensors
+    first = len(program.inputs)
+    fill = [0.0] * len(tensors)
+    wanted: dict[tuple[int, tuple[int, ...], float, int, int], list[int]] = {}
+    for i, op in enumerate(program.ops):
+        if isinstance(op, (Conv, Pool)) and _needs_split(op):
+            value = -np.inf if isinstance(op, Pool) and op.mode == "max" and any(op.padding) else 0.0
+            out = tensors[first + i]  # of one size, so that the pitch can be one as well
+            wanted.setdefault((op.inputs[0], op.stride, value, out.height, out.width), []).append(i)
+    splits: dict[int, Split] = {}
+    for (_, _, value, *_), readers in wanted.items():
+        ops = [op for i in readers if isinstance(op := program.ops[i], (Conv, Pool))]
+        (sy, sx), source = ops[0].stride, ops[0].inputs[0]
+        phases = tuple(dict.fromkeys((y % sy, x % sx) for op in ops for y, x in taps(op)))
+        x = tensors[source]
+        splits |= dict.fromkeys(readers, Split(source, len(tensors), (sy, sx), phases))
+        tensors.append(Tensor(x.rows * len(phases), -(-x.height // sy), -(-x.width // sx)))
+        fill.append(value)
+    return _place(program, tensors, splits, fill, images)
+
+
+def _needs_split(op: Conv | Pool) -> bool:
+    return op.stride != (1, 1) or (isinstance(op, Pool) and op.mode == "max" and any(op.padding))
+
+
+def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float], images: int) -> Layout:
+    first = len(program.inputs)
+    classes = _Classes(tensors)
+    clean = [False] * len(tensors)
+    for i, op in enumerate(program.ops):
+        out = first + i
+        for at in tied_inputs(op, splits.get(i), tensors):
+            classes.tie(at, out)
+        if isinstance(op, (Conv, Pool)):
+            at = splits[i].to if i in splits else op.inputs[0]
+            distances = [(y, x) for _, y, x in reads(op, splits.get(i))]
+            clean[at] |= any(distance != (0, 0) for distance in distances)
+            classes.leave_room(at, out, distances)
+    last_use = _last_uses(program, splits, len(tensors))
+    arena = _Arena()
+    places: list[Place | None] = [None] * len(tensors)
+    born = [*range(first)]
+    live: list[int] = []
+
+    def put(at: int) -> None:
+        split = next((split for split in splits.values() if split.to == at), None)
+        holes = () if split is None else (tensors[split.source], split.phases)  # places that a phase lacks are margin
+        places[at] = arena.put(
+            Place(tensors[at], 0, 0, classes.pitch_of(at), 0, images, clean[at], fill[at]), classes.lines_of(at), holes
+        )
+        live.append(at)
+
+    for at in born:
+        put(at)
+    for i in range(len(program.ops)):
+        if i in splits and places[splits[i].to] is None:
+            put(splits[i].to)
+        put(first + i)
+        for at in [at for at in live if last_use[at] <= i]:
+            arena.free(places[at])
+            live.remove(at)
+    if arena.size > MAX_FLOATS:
+        raise ArtifactError(f"The model needs {arena.size * 4 / 2**30:.1f} GiB for one sample; 8 is the most.")
+    return Layout([place for place in places if place is not None], splits, arena.size, arena.fills)
+
+
+def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Iterable[int]:
+    """The tensors that must share pitch and image size with what op makes."""
+    match op:
+        case Conv() | Pool():
+            return (op.inputs[0] if split is None else split.to, *op.inputs[1:])
+        case Elements():
+            return [at for at in op.inputs if tensors[at] == tensors[op.inputs[0]]]
+        case _:
+            return ()
+
+
+def _last_uses(program: Program, splits: dict[int, Split], n_tensors: int) -> list[int]:
+    """The last op that reads each tensor; one of the outputs lives on, and what nobody reads dies at once."""
+    last = [-1] * n_tensors
+    for i, op in enumerate(program.ops):
+        last[len(program.inputs) + i] = i
+        for at in (*op.inputs, *([splits[i].to] if i in splits else [])):
+            last[at] = i
+    for at in program.outputs:
+        last[at] = len(program.ops)
+    return last
+
+
+class _Classes:
+    """Tensors in classes of one pitch and one number of lines an image."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.parent = list(range(len(tensors)))
+        self.pitch = [tensor.width for tensor in tensors]
+        self.lines = [tensor.height for tensor in tensors]
+        self.tensors = tensors
+
+    def root(self, at: int) -> int:
+        while self.parent[at] != at:
+            at = self.parent[at]
+        return at
+
+    def tie(self, a: int, b: int) -> None:
+        a, b = self.root(a), self.root(b)
+        self.parent[b] = a
+        self.pitch[a] = max(self.pitch[a], self.pitch[b])
+        self.lines[a] = max(self.lines[a], self.lines[b])
+
+    def leave_room(self, source: int, out: int, distances: Sequence[tuple[int, int]]) -> None:
+        """Margins, so that what `out` reads of `source` at these distances is of its own line and image, or margin."""
+        at, x, y = self.root(source), self.tensors[source], self.tensors[out]
+        lines, columns = [d[0] for d in distances], [d[1] for d in distances]
+        self.pitch[at] = max(self.pitch[at], x.width - min(columns), y.width + max(columns))
+        self.lines[at] = max(self.lines[at], x.height - min(lines), y.height + max(lines))
+
+    def pitch_of(self, at: int) -> int:
+        return self.pitch[self.root(at)]
+
+    def lines_of(self, at: int) -> int:
+        return self.lines[self.root(at)]
+
+
+class _Arena:
+    """Buffers one after another. One is used again only for a tensor of the same layout: its margins still hold."""
+
+    def __init__(self) -> None:
+        self.size = ALIGN
+        self.idle: dict[tuple[object, ...], list[int]] = {}
+        self.keys: dict[int, tuple[object, ...]] = {}
+        self.fills: list[tuple[int, int, float]] = []
+
+    def put(self, wanted: Place, lines: int, holes: tuple[object, ...]) -> Place:
+        """Find room for wanted, whose origin, row_stride and image are not known yet."""
+        tensor, pitch, image = wanted.tensor, wanted.pitch, wanted.pitch * lines
+        rows = _up(tensor.rows, MOST_ROWS)
+        if image * wanted.images == 1:
+            before, row_stride = 0, 1
+        else:
+            # A window reaches back by at most the lines and columns of the margins.
+            before = _up((lines - tensor.height) * pitch + pitch - tensor.width, ALIGN)
+            row_stride = before + _up(image * wanted.images, ALIGN)
+            if row_stride % 256 == 0:
+                row_stride += ALIGN  # rows a multiple of 1 KiB apart would fall into few sets of the cache
+        key = (rows, row_stride, replace(wanted, tensor=tensor if wanted.clean else Tensor(0, 0, 0)), lines, holes)
+        if self.idle.get(key):
+            origin = self.idle[key].pop()
+        else:
+            origin = self.size + before
+            # What tiles read past the last row, at the largest distance, is rubbish but has to be there.
+            length = rows * row_stride + (0 if row_stride == 1 else image + pitch + ALIGN)
+            if wanted.fill:
+                self.fills.append((self.size, self.size + length, wanted.fill))
+            self.size += _up(length, ALIGN)
+        place = replace(wanted, origin=origin, row_stride=row_stride, image=image)
+        self.keys[id(place)] = key
+        return place
+
+    def free(self, place: Place | None) -> None:
+        assert place is not None
+        self.idle.setdefault(self.keys[id(place)], []).append(place.origin)
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

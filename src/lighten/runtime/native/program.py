@@ -1,0 +1,267 @@
+"""The program: what an artifact of the native engine computes, as data, and the check that it can be computed.
+
+A tensor of one sample is a matrix: a row for each channel or feature, a column for each place, places being a height x
+width grid. A vector has one place. The batch is no axis of it: samples are independent.
+
+The plan says neither how anything lies in memory nor how it is computed, so nothing read from a file can become a
+pointer: layout and schedule are made anew wherever it is loaded.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_type_hints
+
+from lighten.errors import ArtifactError
+
+VERSION = 1
+MAX_SIZE = 2**28  # elements of a tensor of one sample, and rows, columns and kernels far below it
+ACTIVATIONS = (*("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh"),)
+BLOCKS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Sizes of one sample's matrix: rows x (height · width) columns."""
+
+    rows: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """Sparse product: y = act(W x + bias [+ residual]). inputs: x, then the residual if any.
+
+    weight: the name of a packed weight with `block` outputs to a block, whose indices count (channel, ky, kx) over all
+    input channels, so that groups are zeros like any others. A linear layer is a convolution with a 1 x 1 kernel.
+    """
+
+    kind: ClassVar[str] = "conv"
+    inputs: tuple[int, ...]
+    weight: str
+    rows: int
+    block: int
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    act: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Maximum or average over windows, row by row; padding counts as zeros in an average."""
+
+    kind: ClassVar[str] = "pool"
+    inputs: tuple[int, ...]
+    mode: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean over all places: a vector."""
+
+    kind: ClassVar[str] = "mean"
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elements:
+    """y = act(a op b), or act(a) where op is "none". b has a's sizes, or one place, which then serves all of a's."""
+
+    kind: ClassVar[str] = "elements"
+    inputs: tuple[int, ...]
+    op: str = "none"
+    act: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cat:
+    """Inputs one after another, along rows."""
+
+    kind: ClassVar[str] = "cat"
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshape:
+    """The same numbers in row-major order, as a vector."""
+
+    kind: ClassVar[str] = "reshape"
+    inputs: tuple[int, ...]
+    rows: int
+
+
+Op = Conv | Pool | Mean | Elements | Cat | Reshape
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Conv, Pool, Mean, Elements, Cat, Reshape)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Tensors 0 … len(inputs) - 1 are the inputs; op i makes tensor len(inputs) + i, from earlier ones."""
+
+    inputs: tuple[Tensor, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Sizes of all tensors, inferred.
+
+        Raises:
+            ValueError: an op does not fit its inputs.
+        """
+        found = list(self.inputs)
+        for i, op in enumerate(self.ops):
+            if not all(0 <= at < len(found) for at in op.inputs):
+                raise ValueError(f"op {i} reads tensors {op.inputs}, but there are {len(found)} before it")
+            try:
+                found.append(checked(infer(op, [found[at] for at in op.inputs])))
+            except ValueError as error:
+                raise ValueError(f"op {i}, {op.kind}: {error}") from None
+        return found
+
+    def to_json(self) -> str:
+        """The inverse of from_json."""
+        return json.dumps(
+            {
+                "version": VERSION,
+                "inputs": [list(dataclasses.astuple(tensor)) for tensor in self.inputs],
+                "ops": [{"kind": op.kind, **dataclasses.asdict(op)} for op in self.ops],
+                "outputs": list(self.outputs),
+            },
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Program":
+        """Read and check a plan; text is not trusted.
+
+        Raises:
+            ArtifactError: it is not a plan that can be computed.
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']!r}, and this lighten reads {VERSION}")
+            inputs = tuple(checked(Tensor(*map(_count, sizes))) for sizes in data["inputs"])
+            ops = tuple(_op(entry) for entry in data["ops"])
+            outputs = tuple(_count(tensor, 0) for tensor in data["outputs"])
+            program = cls(inputs, ops, outputs)
+            n_tensors = len(program.tensors)
+            if not inputs or not outputs or max(outputs) >= n_tensors:
+                raise ValueError(f"{len(inputs)} inputs, and outputs {outputs} of {n_tensors} tensors")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise ArtifactError(
+                f"This is not a plan of the native engine: {type(error).__name__}: {error}. Export the model again."
+            ) from error
+        return program
+
+
+def infer(op: Op, inputs: list[Tensor]) -> Tensor:
+    """What op makes of inputs.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    _must(len(inputs) in _ARITY[op.kind], f"{len(inputs)} inputs")
+    x = inputs[0] if inputs else Tensor(0, 0, 0)
+    match op:
+        case Conv():
+            _must(op.block in BLOCKS and op.rows > 0 and op.act in ACTIVATIONS, f"{op}")
+            out = Tensor(op.rows, *_window(op, x))
+            _must(len(inputs) == 1 or inputs[1] == out, f"residual {inputs[1:]} beside {out}")
+            return out
+        case Pool():
+            _must(op.mode in ("max", "mean"), f"mode {op.mode!r}")
+            _must(all(2 * p <= k for p, k in zip(op.padding, op.kernel, strict=True)), f"padding {op.padding}")
+            return Tensor(x.rows, *_window(op, x))
+        case Mean():
+            return Tensor(x.rows, 1, 1)
+        case Elements():
+            _must(op.act in ACTIVATIONS and op.op in ("none", "add", "sub", "mul", "max"), f"{op}")
+            _must((op.op == "none") == (len(inputs) == 1), f"{op.op} of {len(inputs)}")
+            _must(all(b in (x, Tensor(x.rows, 1, 1)) for b in inputs[1:]), f"{inputs}")
+            return x
+        case Cat():
+            _must(all((b.height, b.width) == (x.height, x.width) for b in inputs), f"{inputs}")
+            return Tensor(sum(b.rows for b in inputs), x.height, x.width)
+        case Reshape():
+            _must(x.rows * x.height * x.width == op.rows, f"{x} as {op}")
+            return Tensor(op.rows, 1, 1)
+
+
+_ARITY: dict[str, range] = {
+    "conv": range(1, 3),
+    "pool": range(1, 2),
+    "mean": range(1, 2),
+    "elements": range(1, 3),
+    "cat": range(1, 1025),
+    "reshape": range(1, 2),
+}
+
+
+def _window(op: Conv | Pool, x: Tensor) -> tuple[int, int]:
+    for name in ("kernel", "stride", "padding", "dilation"):
+        values = getattr(op, name)
+        low = 0 if name == "padding" else 1
+        _must(len(values) == 2 and all(low <= value <= 2**16 for value in values), f"{name} {values}")
+    _must(math.prod(op.kernel) <= 2**16, f"kernel {op.kernel}")
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip((x.height, x.width), op.kernel, op.stride, op.padding, op.dilation, strict=True)
+    ]
+    return sizes[0], sizes[1]
+
+
+def checked(tensor: Tensor) -> Tensor:
+    """tensor, if there can be such a one.
+
+    Raises:
+        ValueError: a size is not a count, or it is too large.
+    """
+    sizes = (tensor.rows, tensor.height, tensor.width)
+    if not all(1 <= size <= MAX_SIZE for size in sizes) or math.prod(sizes) > MAX_SIZE:
+        raise ValueError(f"a tensor of {sizes[0]} x {sizes[1]} x {sizes[2]}")
+    return tensor
+
+
+def _op(entry: Mapping[str, Any]) -> Op:
+    given = dict(entry)
+    kind = KINDS[given.pop("kind")]
+    hints = get_type_hints(kind)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if set(given) != fields:
+        raise ValueError(f"{kind.kind} has the fields {sorted(fields)}, not {sorted(given)}")
+    made: Op = kind(**{name: _value(given[name], hints[name]) for name in fields})
+    return made
+
+
+def _value(value: Any, hint: Any) -> Any:
+    if hint == tuple[int, ...]:
+        return tuple(_count(item, 0) for item in value)
+    if hint is int:
+        return _count(value, 0)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{value!r} is not a {hint.__name__}")
+    return value
+
+
+def _count(value: Any, low: int = 1) -> int:
+    if type(value) is not int or not low <= value <= MAX_SIZE:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _must(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"does not fit: {what}")

@@ -1,0 +1,286 @@
+"""The native engine against the float module, and what it does with files that are not what lighten wrote."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+pytest.importorskip("llvmlite")
+
+import lighten
+from lighten.errors import ArtifactError, CaptureError
+from lighten.export.native import to_native
+from lighten.graph.capture import capture
+from lighten.runtime.native.engine import Engine, aligned
+from lighten.runtime.native.jit import host_target
+from lighten.runtime.native.packed import Packed, pack, read_packed
+from lighten.runtime.native.program import Conv, Elements, Mean, Pool, Program
+from lighten.runtime.native.program import Tensor as Sizes
+from lighten.runtime.native.schedule import Target, tile
+
+CANARY = 4096
+# Sums of up to 2000 products in another order: 2000 · 2^-24 = 1.2e-4 of the sum of sizes in the worst case.
+TOLERANCE = 1e-4
+
+
+def run(program: Program, weights: dict[str, Packed], x: Tensor, shape: tuple[int, ...], lanes: int = 16) -> Tensor:
+    """With canaries on both sides of every arena."""
+    target = host_target()
+    engine = Engine(program, weights, [shape], threads=2, target=Target(min(lanes, target.lanes), target.registers))
+    arenas = []
+    inner = engine.new_arena
+
+    def guarded() -> np.ndarray:
+        made = inner()
+        outer = aligned(len(made) + 2 * CANARY)
+        outer[:] = 0xA5
+        outer[CANARY:-CANARY] = made
+        arenas.append(outer)
+        return outer[CANARY:-CANARY]
+
+    engine.new_arena = guarded  # type: ignore[method-assign]
+    (out,) = engine([x.numpy()])
+    for arena in arenas:
+        assert (arena[:CANARY] == 0xA5).all()
+        assert (arena[-CANARY:] == 0xA5).all()
+    return torch.from_numpy(out)
+
+
+def close(got: Tensor, wanted: Tensor) -> None:
+    scale = float(wanted[wanted.isfinite()].abs().max()) if wanted.isfinite().any() else 1.0
+    torch.testing.assert_close(got, wanted, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1e-3), equal_nan=True)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, object], int, int]:
+    pair = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(2))  # noqa: E731
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    n_in, n_out = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 9))
+    kernel, stride, padding, dilation = pair(1, 5), pair(1, 3), pair(0, 3), pair(1, 2)
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 14))
+        for k, p, d in zip(kernel, padding, dilation, strict=True)
+    ]
+    make = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    weight = torch.randn(n_out, n_in // groups, *kernel, generator=make)
+    weight[torch.rand(weight.shape, generator=make) >= draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))] = 0
+    x = torch.randn(draw(st.integers(1, 3)), n_in, *size, generator=make)
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    return x, weight, window, groups, draw(st.sampled_from([1, 2, 4, 8, 16]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=convolutions(), lanes=st.sampled_from([4, 8, 16]), residual=st.booleans())
+def test_any_convolution_is_the_modules(
+    case: tuple[Tensor, Tensor, dict[str, object], int, int], lanes: int, residual: bool
+) -> None:
+    x, weight, window, groups, block = case
+    bias = torch.linspace(-1, 1, weight.shape[0])
+    wanted = F.conv2d(x, weight, bias, groups=groups, **window)  # type: ignore[arg-type]
+    conv = Conv(inputs=(0,), weight="w", rows=len(weight), block=block, kernel=tuple(weight.shape[2:]), **window)  # type: ignore[arg-type]
+    ops = [conv]
+    if residual:  # its own output, so the second convolution adds the first
+        ops.append(dataclasses.replace(conv, inputs=(0, 1), act="relu"))
+        wanted = F.relu(wanted + wanted)
+    program = Program((Sizes(*x.shape[1:]),), tuple(ops), (len(ops),))
+    packed = pack(weight.numpy(), bias.numpy(), block, groups)
+    close(run(Program.from_json(program.to_json()), {"w": packed}, x, tuple(wanted.shape[1:]), lanes), wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mode=st.sampled_from(["max", "mean"]),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    pads=st.booleans(),
+    size=st.integers(4, 11),
+    seed=st.integers(0, 99),
+)
+def test_any_pool_is_the_modules(mode: str, kernel: int, stride: int, pads: bool, size: int, seed: int) -> None:
+    x = torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(seed)) - 5  # zeros would win
+    padding = kernel // 2 if pads else 0
+    wanted = {"max": F.max_pool2d, "mean": F.avg_pool2d}[mode](x, kernel, stride, padding)
+    op = Pool(inputs=(0,), mode=mode, kernel=(kernel,) * 2, stride=(stride,) * 2, padding=(padding,) * 2)
+    close(run(Program((Sizes(*x.shape[1:]),), (op,), (1,)), {}, x, tuple(wanted.shape[1:])), wanted)
+
+
+ACTS = {
+    **{name: getattr(F, name) for name in ("relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu")},
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_activations_keep_nan_and_infinity(act: str) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 97), torch.tensor([float("nan"), 200.0, -80.0, float("inf"), 0.0])])[None]
+    program = Program((Sizes(x.shape[1], 1, 1),), (Elements(inputs=(0,), act=act),), (1,))
+    got, wanted = (
+        run(program, {}, x, (x.shape[1],)),
+        ACTS[act](x.double()).float(),
+    )  # float kernels of torch differ at infinity
+    assert torch.equal(got.isnan(), wanted.isnan())
+    finite = wanted.isfinite()
+    torch.testing.assert_close(got[finite], wanted[finite], rtol=1e-5, atol=5e-6)  # erf: 1.5e-7 · 30
+    assert got[~finite & ~wanted.isnan()].isinf().all()
+
+
+def test_nan_spreads_as_in_a_dense_module() -> None:
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(4, 2, 3, 3)
+    x[0, 1, 2, 2], x[0, 0, 0, 0] = float("nan"), float("inf")
+    op = Conv(inputs=(0,), weight="w", rows=4, block=4, kernel=(3, 3), padding=(1, 1), act="relu")
+    got = run(Program((Sizes(2, 5, 5),), (op,), (1,)), {"w": pack(weight.numpy(), None, 4)}, x, (4, 5, 5))
+    close(got, F.relu(F.conv2d(x, weight, padding=1)))
+
+
+def test_denormals_are_zeros_and_the_callers_stay() -> None:
+    program = Program((Sizes(1, 4, 4),), (Mean(inputs=(0,)),), (1,))
+    assert run(program, {}, torch.full((1, 1, 4, 4), 1e-40), (1,)).item() == 0
+    assert (np.array([1e-40], "float32") * np.array([0.5], "float32"))[0] > 0
+
+
+class Mixed(nn.Module):
+    """Depthwise, squeeze and excitation, concatenation, strides, every way to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12)
+        self.depth, self.point = nn.Conv2d(12, 12, 5, 1, 2, groups=12), nn.Conv2d(12, 20, 1)
+        self.down, self.up = nn.Conv2d(20, 4, 1), nn.Conv2d(4, 20, 1)
+        self.fc = nn.Linear(32 * 4 * 4, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.hardswish(self.norm(self.stem(x)))
+        y = self.point(F.relu6(self.depth(x)))
+        y = y * torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(y, 1)))))
+        x = F.avg_pool2d(torch.cat([x, F.silu(y)], 1), 2)
+        return self.fc(x.flatten(1)), x.mean((2, 3))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_network_exports_loads_and_agrees(tmp_path: Path, threads: int) -> None:
+    model, x = Mixed().eval(), torch.randn(3, 3, 16, 16)
+    artifact = lighten.export(model, (x,), tmp_path / "out", runtime="native", threads=threads)
+    assert artifact.notes["max_difference"] < TOLERANCE
+    assert sorted(artifact.files) == ["plan.json", "weights.safetensors"]
+    for n in (0, 1, 5):
+        x = torch.randn(n, 3, 16, 16)
+        for got, wanted in zip(lighten.load(tmp_path / "out")(x), model(x), strict=True):
+            close(got, wanted.detach())
+
+
+def test_zeros_are_not_stored(tmp_path: Path) -> None:
+    model = nn.Conv2d(16, 16, 3)
+    sizes = []
+    for ratio in (0.0, 0.9):
+        pruned = (
+            lighten.prune(model, ratio, granularity="block:4x1", example_inputs=(torch.ones(1, 16, 8, 8),))
+            if ratio
+            else model
+        )
+        export = lighten.export(pruned, (torch.randn(1, 16, 8, 8),), tmp_path / str(ratio), runtime="native")
+        sizes.append(export.files["weights.safetensors"].size_bytes)
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+def test_what_it_cannot_compute_is_named() -> None:
+    for model, name in ((nn.ConvTranspose2d(2, 2, 3), "conv_transpose2d"), (nn.Softmax(1), "softmax")):
+        x = torch.randn(2, 2, 6, 6)
+        with pytest.raises(CaptureError, match=name):
+            to_native(capture(model, (x,)), (x,))
+
+
+def test_tiles_cover_all_columns_once_and_fit_the_registers() -> None:
+    for target in (Target(16, 32), Target(8, 16), Target(4, 32)):
+        for block in (1, 2, 4, 8, 16):
+            for n in (1, 15, 16, 17, 144, 1000):
+                found = tile(n, block, target)
+                vectors = found.v * found.n_full + found.v_last
+                assert vectors == -(-n // target.lanes)
+                assert found.v == 1 or block * found.v + found.v + 1 <= target.registers
+
+
+def plan() -> Program:
+    conv = Conv(inputs=(0,), weight="w", rows=6, block=4, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    pool = Pool(inputs=(1,), mode="max", kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+    return Program(
+        (Sizes(3, 9, 9),), (conv, pool, Conv(inputs=(2, 1), weight="v", rows=6, block=1), Mean(inputs=(3,))), (4,)
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
+    """Any number or word of it replaced: refused, or run within its arena (canaries) with weights of the new shape."""
+    raw = json.loads(plan().to_json())
+    spots = []
+
+    def walk(node: object, path: tuple[object, ...] = ()) -> None:
+        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, value in items:
+            spots.append((*path, key))
+            walk(value, (*path, key))
+
+    walk(raw)
+    *path, key = data.draw(st.sampled_from(spots))
+    target = raw
+    for step in path:
+        target = target[step]
+    target[key] = data.draw(
+        st.sampled_from([0, 1, 2, 5, -1, 2**31, 2**70, 1.5, None, "x", [], {}, True, [1, 1], [3, 9, 9]])
+    )
+    try:
+        program = Program.from_json(json.dumps(raw))
+        arrays = {k: v for n, w in WEIGHTS.items() for k, v in w.to_arrays(n).items()}
+        tensors, weights = program.tensors, {}
+        for op in program.ops:
+            if isinstance(op, Conv):
+                columns = tensors[op.inputs[0]].rows * op.kernel[0] * op.kernel[1]
+                weights[op.weight] = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=columns)
+    except ArtifactError:
+        return
+    shape, out = program.inputs[0], program.tensors[program.outputs[0]]
+    x = torch.randn(2, shape.rows, shape.height, shape.width)
+    assert run(program, weights, x, (out.rows, out.height, out.width)).shape[0] == 2
+
+
+WEIGHTS = {
+    "w": pack(np.ones((6, 3, 3, 3), np.float32), None, 4),
+    "v": pack(np.ones((6, 6, 1, 1), np.float32), None, 1),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(part=st.sampled_from(["ptr", "index"]), at=st.integers(0, 53), value=st.integers(-(2**31), 2**31 - 1))
+def test_a_damaged_index_never_reaches_native_code(part: str, at: int, value: int) -> None:
+    arrays = {key: array.copy() for key, array in WEIGHTS["w"].to_arrays("w").items()}
+    array = arrays[f"w.{part}"]
+    array[at % len(array)] = value
+    try:
+        packed = read_packed(arrays, "w", rows=6, block=4, n_columns=27)
+    except ArtifactError:
+        return
+    assert (np.diff(packed.ptr) >= 0).all()
+    assert (packed.ptr[0], packed.ptr[-1]) == (0, len(packed.index))
+    assert ((packed.index >= 0) & (packed.index < 27)).all()
+
+
+@given(
+    block=st.sampled_from([1, 2, 4, 8]), groups=st.sampled_from([1, 2, 3]), seed=st.integers(0, 99), n=st.integers(1, 5)
+)
+def test_packing_keeps_every_weight(block: int, groups: int, seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((n * groups, 2, 3)) * (rng.random((n * groups, 2, 3)) < 0.3)).astype("float32")
+    dense = pack(weight, None, block, groups).dense(groups * 6)[: n * groups]
+    for row in range(n * groups):
+        wanted = np.zeros(groups * 6, "float32")
+        wanted[row // n * 6 : row // n * 6 + 6] = weight[row].ravel()
+        np.testing.assert_array_equal(dense[row], wanted)
