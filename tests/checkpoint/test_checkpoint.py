@@ -18,6 +18,7 @@ from lighten.graph.rewrite import remove_units_
 from lighten.plan import LayerPlan
 from lighten.prune.history import remember_removal_
 from lighten.prune.masks import MaskedModule, masks
+from tests import networks
 from tests.graph.networks import NETWORKS, build
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -86,6 +87,29 @@ def test_removed_channels_come_back(name: str, tmp_path: Path) -> None:
     back = there_and_back(pruned, fresh, tmp_path / "c")
     assert torch.equal(back(*inputs), pruned(*inputs))
     back.train()(*torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]), inputs)).square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [("seed", "channel"), ("resnet20", "layer"), ("bert", "head"), ("vit", "layer"), ("densenet", "channel")],
+)
+def test_what_prune_takes_out_comes_back(name: str, granularity: str, tmp_path: Path) -> None:
+    model, inputs = networks.build(name)
+    pruned = lighten.prune(model, 0.5, granularity=granularity, example_inputs=inputs)
+    fresh = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.normal_()
+    back = there_and_back(lighten.prune(pruned, 0.25, example_inputs=inputs), fresh, tmp_path / "c")
+    assert back.plan.layers == lighten.prune(pruned, 0.25, example_inputs=inputs).plan.layers
+    assert torch.equal(back(*inputs), lighten.prune(pruned, 0.25, example_inputs=inputs)(*inputs))
+
+
+def test_blocks_of_another_model_are_refused(tmp_path: Path) -> None:
+    model, inputs = networks.build("resnet20")
+    lighten.save(lighten.prune(model, 0.5, granularity="layer", example_inputs=inputs), tmp_path / "c")
+    with pytest.raises(ArtifactError, match=r"no addition 'add.*' to drop a residual block at"):
+        lighten.restore(nn.Sequential(nn.Conv2d(1, 16, 3)).to(inputs[0].dtype), tmp_path / "c")
 
 
 def test_one_removal_after_another_then_masks_then_codes(tmp_path: Path) -> None:

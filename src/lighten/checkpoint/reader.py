@@ -21,6 +21,7 @@ from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.labels import propagate
 from lighten.graph.rewrite import remove_units_
 from lighten.plan import Plan
+from lighten.prune.depth import ADDITIONS, drop_blocks_
 from lighten.prune.history import remember_inputs_, remember_removal_
 from lighten.prune.masks import is_mask, mask_weights
 from lighten.quantize import quantize
@@ -95,14 +96,17 @@ def _decode(
 
 
 def _rebuilt(
-    model: nn.Module, plan: Plan, inputs: Any, stored: dict[str, Tensor], granularities: list[str], folder: Path
+    model: nn.Module, plan: Plan, inputs: Any, stored: dict[str, Tensor], removals: list[dict[str, Any]], folder: Path
 ) -> CapturedModule:
     captured = capture(model, inputs)
     remember_inputs_(captured, inputs)
-    for step, granularity in enumerate(granularities):
+    for step, removal in enumerate(removals):
+        if removal["dropped"]:
+            _drop_(captured, removal["dropped"], inputs, folder)
+            continue
         prefix = f"#kept/{step}/"
         kept = {name.removeprefix(prefix): indices for name, indices in stored.items() if name.startswith(prefix)}
-        _remove_(captured, kept, inputs, granularity, folder)
+        _remove_(captured, kept, inputs, removal["granularity"], folder)
     if plan.scheme is not None:
         excluded = [name for name, reason in plan.skipped.items() if reason == "not quantized: excluded"]
         # Ranges and codes are the file's; what is calibrated here only has to have the right shapes.
@@ -117,6 +121,14 @@ def _rebuilt(
             weight_bits=plan.weight_bits if plan.observer is not None else None,
         )
     return captured
+
+
+def _drop_(captured: CapturedModule, dropped: list[Any], inputs: Any, folder: Path) -> None:
+    additions = {node.name for node in captured.graph.nodes if node.target in ADDITIONS}
+    for name, skip in dropped:
+        if name not in additions or skip not in (0, 1):
+            raise _other_model(folder, f"it has no addition '{name}' to drop a residual block at")
+    drop_blocks_(captured, [(name, skip) for name, skip in dropped], inputs)
 
 
 def _remove_(captured: CapturedModule, kept: dict[str, Tensor], inputs: Any, granularity: str, folder: Path) -> None:

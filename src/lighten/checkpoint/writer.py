@@ -1,7 +1,8 @@
 """save: a compressed module as `model.safetensors` and `plan.yaml`; see lighten.checkpoint.reader for the way back.
 
 The header of the file says, as JSON under "lighten", how each tensor is laid out (lighten.checkpoint.sparse), which
-weights are masked, what inputs the model takes and which channels each removal kept; the indices are tensors.
+weights are masked, what inputs the model takes, which channels each removal kept (the indices are tensors) and which
+residual blocks it dropped.
 """
 
 import json
@@ -103,7 +104,8 @@ def _trace(model: CapturedModule, example_inputs: tuple[Any, ...] | None, tensor
     for step, removal in enumerate(done):
         for (parameter, axis), kept in removal.kept.items():
             tensors[f"#kept/{step}/{axis}/{parameter}"] = kept.int()
-    return {"inputs": describe(inputs), "removals": [removal.granularity for removal in done]}
+    steps = [{"granularity": removal.granularity, "dropped": removal.dropped} for removal in done]
+    return {"inputs": describe(inputs), "removals": steps}
 
 
 def _is_structured(granularity: str) -> bool:

@@ -22,6 +22,7 @@ from lighten.graph.groups import matches
 from lighten.graph.ids import tensors_in
 from lighten.graph.shapes import node_sizes
 from lighten.plan import LayerPlan
+from lighten.prune.history import remember_drop_
 from lighten.task import as_args
 
 aten = torch.ops.aten
@@ -64,12 +65,21 @@ def prune_blocks(
         )
     influence = torch.tensor([measure_influence(captured, block, batches) for block in blocks])
     gone = [blocks[i] for i in influence.argsort(stable=True)[: round(ratio * len(blocks))].tolist()]
-    for block in gone:
-        _drop_(captured, block)
-    _tidy_(captured)
+    drop_blocks_(captured, [(block.addition, block.skip) for block in gone], example_inputs)
     dropped = {layer: LayerPlan(granularity="layer") for block in gone for layer in block.layers}
     captured.plan = replace(captured.plan.with_layers(dropped), ratio=ratio, importance="influence")
     return captured
+
+
+def drop_blocks_(captured: CapturedModule, dropped: list[tuple[str, int]], example_inputs: tuple[Any, ...]) -> None:
+    """Replace these additions (by name, and the place of the operand that stays) by what skips the branch, in place.
+
+    A block inside another that is gone already is nothing to do.
+    """
+    remember_drop_(captured, tuple(dropped), example_inputs)
+    for addition, skip in dropped:
+        _drop_(captured, Block(addition, skip, ()))
+    _tidy_(captured)
 
 
 def find_blocks(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> list[Block]:

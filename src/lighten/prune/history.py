@@ -1,10 +1,10 @@
-"""History: what a captured module was traced with, and which channels each removal kept.
+"""History: what a captured module was traced with, and what each removal kept or dropped.
 
 A plan says how many channels stayed; to repeat a removal on a fresh module one has to know which. Both facts lie in
 `module.meta`, which fx copies along, and never in the state_dict.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +18,15 @@ _INPUTS, _REMOVALS = "lighten_inputs", "lighten_removals"
 
 @dataclass(frozen=True)
 class Removal:
-    """One removal of units. kept: by (parameter, axis), the indices along it that stayed, of those before it."""
+    """One removal of units, or of residual blocks.
+
+    kept: by (parameter, axis), the indices along it that stayed, of those before it. dropped: of each block the name of
+    its addition, and the place of the operand that skips it.
+    """
 
     granularity: str
-    kept: dict[tuple[str, int], Tensor]
+    kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    dropped: tuple[tuple[str, int], ...] = ()
 
 
 def remember_inputs_(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> None:
@@ -44,6 +49,14 @@ def remember_removal_(
     captured.meta[_REMOVALS] = [*removals(captured), Removal(granularity, kept)]
 
 
+def remember_drop_(
+    captured: CapturedModule, dropped: tuple[tuple[str, int], ...], example_inputs: tuple[Any, ...]
+) -> None:
+    """Keep which residual blocks go, see Removal.dropped."""
+    remember_inputs_(captured, example_inputs)
+    captured.meta[_REMOVALS] = [*removals(captured), Removal("layer", dropped=dropped)]
+
+
 def known_inputs(captured: CapturedModule) -> tuple[Any, ...] | None:
     """Inputs of the shapes that captured was traced with, or None where nobody kept them."""
     inputs: tuple[Any, ...] | None = captured.meta.get(_INPUTS)
@@ -51,6 +64,6 @@ def known_inputs(captured: CapturedModule) -> tuple[Any, ...] | None:
 
 
 def removals(captured: CapturedModule) -> list[Removal]:
-    """Every removal of channels, in the order in which they were done."""
+    """Every removal of channels or blocks, in the order in which they were done."""
     found: list[Removal] = captured.meta.get(_REMOVALS, [])
     return found
