@@ -20,12 +20,14 @@ FORMAT_VERSION = 1
 class LayerPlan:
     """What is done to one layer.
 
-    channels, kept: output channels before and after pruning (None = not looked at by pruning). granularity: what
-    was removed. scheme: "w8a8", …, or None for float. method: how its weights were rounded.
+    channels, kept: output channels before and after pruning (None = not looked at by pruning). sparsity: share of its
+    weights that are held at zero. granularity: what was removed. scheme: "w8a8", …, or None for float. method: how its
+    weights were rounded.
     """
 
     channels: int | None = None
     kept: int | None = None
+    sparsity: float | None = None
     granularity: str | None = None
     scheme: str | None = None
     method: str | None = None
@@ -35,13 +37,16 @@ class LayerPlan:
             raise ConfigError(
                 f"kept={self.kept} of channels={self.channels} is impossible. Keep between 1 and all of them."
             )
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
+            raise ConfigError(f"sparsity={self.sparsity} is outside 0..1. 0.9 holds nine of ten weights at zero.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is done to a model.
 
-    layers: by module path. ratio: share of channels asked for, over all layers. importance: how channels were ranked.
+    layers: by module path. ratio, granularity, importance, scope, schedule, round_to, min_keep, overrides, exclude:
+    what pruning was asked for, see lighten.prune; granularity None = nothing was pruned.
     scheme: the number format asked for, None = float. method: how weights were rounded. steps: what was done to the
     float model before. observer: how activation ranges were found. weight_bits: bits of a weight code actually used.
     epochs: of fine-tuning after pruning. runtime, threads: what it was measured on. skipped: layers that were left
@@ -50,8 +55,14 @@ class Plan:
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     ratio: float = 0.0
+    granularity: str | None = None
     importance: str | None = None
     scope: str | None = None
+    schedule: str = "one-shot"
+    round_to: int = 1
+    min_keep: int = 1
+    overrides: dict[str, float] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
     epochs: int = 0
     scheme: str | None = None
     method: str | None = None

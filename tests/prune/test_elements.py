@@ -28,9 +28,18 @@ def test_exactly_the_asked_share_goes(ratio: float, scope: str) -> None:
     if scope == "layer":
         assert gone == [min(round(ratio * size), size - 1) for size in sizes]
     assert sum(gone) == min(round(ratio * sum(sizes)), sum(sizes) - len(sizes))
-    assert {name: plan.channels - plan.kept for name, plan in pruned.plan.layers.items()} == dict(
-        zip(["0", "4"], gone, strict=True)
+    assert {name: plan.sparsity for name, plan in pruned.plan.layers.items()} == pytest.approx(
+        {name: zeros / size for name, zeros, size in zip(["0", "4"], gone, sizes, strict=True)}
     )
+
+
+def test_a_layer_may_have_a_ratio_of_its_own() -> None:
+    pruned = prune(network(), 0.9, granularity="element", overrides={"0": 0.25}, example_inputs=(X,))
+    assert {name: plan.sparsity for name, plan in pruned.plan.layers.items()} == pytest.approx(
+        {"0": 0.25, "4": round(0.9 * 2048) / 2048}
+    )
+    with pytest.raises(ConfigError, match="has one ratio for all layers"):
+        prune(network(), 0.5, granularity="2:4", overrides={"0": 0.25}, example_inputs=(X,))
 
 
 def test_the_smallest_weights_go_and_the_model_is_not_modified() -> None:

@@ -2,13 +2,16 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lighten.errors import CaptureError, ConfigError
+from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.prune import prune
+from lighten.prune.importance.unit_data import unit_importance
 from lighten.prune.select import SelectConfig, select_units
+from lighten.registry import importance
 from tests import networks
 from tests.graph.networks import NETWORKS, build
 
@@ -55,6 +58,64 @@ def test_round_to_and_exclude_are_heeded() -> None:
     assert kept["layer2.0.conv1"] == 24
     assert not any(name.startswith("layer3") for name in kept)
     assert pruned.get_parameter("layer3.0.conv1.weight").shape[0] == 64
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_layers_may_have_ratios_of_their_own(scope: str) -> None:
+    model, inputs = build("resnet20")
+    overrides = {"layer3": 0.75, "layer3.0.conv1": 0.0}
+    pruned = prune(model, 0.25, scope=scope, overrides=overrides, example_inputs=inputs)
+    kept = {name: layer.kept for name, layer in pruned.plan.layers.items()}
+    assert kept["layer3.1.conv1"] == 16
+    assert kept["layer3.0.conv1"] == 64
+    common = {name: n for name, n in kept.items() if name.endswith("conv1") and not name.startswith("layer3")}
+    assert len(common) == 7  # with the one before all blocks
+    if scope == "layer":
+        assert all(n == pruned.plan.layers[name].channels * 0.75 for name, n in common.items())
+    assert pruned.plan.overrides == overrides
+
+
+def test_overrides_that_fit_nothing_are_refused() -> None:
+    model, inputs = build("resnet20")
+    with pytest.raises(ConfigError, match=r"'layer9' matches no layer that can be pruned\. There are conv1"):
+        prune(model, 0.5, overrides={"layer9": 0.1}, example_inputs=inputs)
+    with pytest.raises(ConfigError, match=r"ratio 1\.5 of 'layer3' is outside"):
+        prune(model, 0.5, overrides={"layer3": 1.5}, example_inputs=inputs)
+
+
+DATA_DRIVEN = {entry.name for entry in unit_importance}
+CRITERIA = list(dict.fromkeys([entry.name for entry in importance] + [entry.name for entry in unit_importance]))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_ranks_a_network(criterion: str) -> None:
+    model, inputs = build("resnet20")
+    torch.manual_seed(1)
+    batches = [(torch.randn(3, 1, 32, 32).double(), torch.tensor([1, 2, 3])) for _ in range(2)]
+    # No criterion but bn-scale needs a batch norm; all layers of this network but the last have one.
+    pruned = prune(
+        model, 0.5, importance=criterion, scope="layer", calibration=batches, loss=F.cross_entropy,
+        example_inputs=inputs,
+    )  # fmt: skip
+    assert pruned.plan.importance == criterion
+    assert all(layer.kept == layer.channels / 2 for layer in pruned.plan.layers.values())
+    needs = getattr(unit_importance[criterion].config(), "needs", None) if criterion in DATA_DRIVEN else None
+    if needs in ("gradients", "activations"):
+        with pytest.raises(TaskError, match=f"importance='{criterion}' looks at data and got none"):
+            prune(model, 0.5, importance=criterion, example_inputs=inputs)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor2", "hessian"])
+def test_a_large_filter_that_nothing_reads_goes_first(criterion: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[1] = 9.0
+        model[2].weight[:, 1] = 0.0
+    batches = [(torch.rand(8, 3) + 0.1, torch.arange(8) % 2)]
+    pruned = prune(model, 0.25, importance=criterion, calibration=batches, loss=F.cross_entropy)
+    assert torch.equal(pruned.get_parameter("0.weight"), model[0].weight[[0, 2, 3]])
+    assert not torch.equal(prune(model, 0.25, calibration=batches, loss=F.cross_entropy).get_parameter("0.weight"),
+                           model[0].weight[[0, 2, 3]])  # fmt: skip
 
 
 scores = st.lists(

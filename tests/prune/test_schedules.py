@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lighten.errors import ConfigError, TaskError
 from lighten.graph.count import count_parameters
-from lighten.prune.gradual import PruneStep, prune_gradually
+from lighten.plan import Plan
+from lighten.prune.gradual import PruneStep, prune_gradually, recipe_of
 from lighten.prune.masks import masks
 from lighten.prune.schedules import ratios
 from lighten.recover.finetune import FineTuneConfig
@@ -55,6 +56,21 @@ def test_weights_that_a_step_prunes_stay_pruned_and_accuracy_comes_back() -> Non
     assert sum(zeros) == round(0.9 * sum(sizes))
     assert (pruned.plan.ratio, pruned.plan.epochs) == (0.9, 3)
     assert evaluate(pruned, task.selection, task.metric, 100).interval.value > 0.9
+
+
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+def test_a_plan_says_how_to_do_it_again(granularity: str) -> None:
+    task = tiny_task()
+    settings = {"scope": "layer", "overrides": {"conv1": 0.25}, "exclude": ["fc"], "granularity": granularity}
+    pruned = prune_gradually(task, 0.75, schedule="cubic:2", importance="random", fine_tuning=None, **settings)
+    plan = Plan.from_dict(pruned.plan.to_dict())
+    again = prune_gradually(task, **recipe_of(plan))
+    assert again.plan == pruned.plan
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pruned.parameters(), strict=True))
+    if granularity == "channel":
+        assert {name: layer.kept for name, layer in plan.layers.items()} == {"conv1": 12}  # conv2 is read by fc alone
+    with pytest.raises(ConfigError, match="prunes nothing"):
+        recipe_of(Plan())
 
 
 def test_channels_reach_the_ratio_of_the_original() -> None:

@@ -23,12 +23,32 @@ if TYPE_CHECKING:
 
 def prune(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or file.py[:name] holding a Task.")],
-    ratio: Annotated[float, typer.Option(help="Share that goes, in [0, 1).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the pruned model goes.")],
-    granularity: Annotated[str, typer.Option(help="channel, element, 2:4, 4:8, block:4x1, …")] = "channel",
-    importance: Annotated[str, typer.Option(help="The criterion: l2, taylor, kernel, sparsegpt, …")] = "l2",
-    scope: Annotated[str, typer.Option(help="global, layer or (for weights) erk.")] = "global",
-    schedule: Annotated[str, typer.Option(help="one-shot, iterative:n or cubic:n.")] = "one-shot",
+    ratio: Annotated[float | None, typer.Option(help="Share that goes, in [0, 1).")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="channel, head, layer, element, 2:4, block:4x1, …", show_default="channel")
+    ] = None,
+    importance: Annotated[
+        str | None, typer.Option(help="The criterion: l2, taylor, kernel, sparsegpt, …", show_default="l2")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="global, layer or (for weights) erk.", show_default="global")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="one-shot, iterative:n or cubic:n.", show_default="one-shot")
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option(help="Channel counts that are left are multiples of this.", show_default="1")
+    ] = None,
+    min_keep: Annotated[
+        int | None, typer.Option(help="At least so many channels of each layer stay.", show_default="1")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(metavar="LAYERS=RATIO", help="A ratio of its own, by a shell pattern.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take these settings from a plan.yaml; options overrule it.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=0, help="Of fine-tuning after each step; default: 1.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of fine-tuning.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a shell pattern.")] = None,
@@ -41,6 +61,18 @@ def prune(
     from lighten.prune.gradual import prune_gradually
     from lighten.task import load_task
 
+    settings = _settings(
+        plan,
+        ratio=ratio,
+        granularity=granularity,
+        importance=importance,
+        scope=scope,
+        schedule=schedule,
+        round_to=round_to,
+        min_keep=min_keep,
+        overrides=_overrides(override),
+        exclude=exclude,
+    )
     loaded = load_task(task, **({} if data is None else {"data": data}))
     check_folder(out.absolute())
     recipe = _recipe(loaded, epochs, lr, seed)
@@ -58,19 +90,14 @@ def prune(
 
         pruned = prune_gradually(
             loaded,
-            ratio,
-            schedule=schedule,
-            granularity=granularity,
-            importance=importance,
-            scope=scope,
-            exclude=exclude or (),
             fine_tuning=recipe,
             on_step=on_step,
             on_prune=on_prune,
+            **settings,
         )
         save(pruned, out)
         bar.update(line, description="measuring", total=None)
-        result = _result(loaded, pruned, schedule, out)
+        result = _result(loaded, pruned, out)
     if output is Format.JSON:
         print_json(result)
         return
@@ -78,6 +105,30 @@ def prune(
     for layer, reason in pruned.plan.skipped.items():
         stderr.print(f"{layer}: {reason}", markup=False, highlight=False)
     stderr.print(f"saved: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(plan: Path | None, **given: Any) -> dict[str, Any]:
+    """The arguments of prune_gradually: the plan's, overruled by the options that were given."""
+    from lighten.plan import Plan
+    from lighten.prune.gradual import recipe_of
+
+    if plan is None and given["ratio"] is None:
+        raise typer.BadParameter("say how much goes, for example --ratio 0.5, or give a --plan.", param_hint="--ratio")
+    known = {} if plan is None else recipe_of(Plan.load(plan))
+    return known | {name: value for name, value in given.items() if value is not None}
+
+
+def _overrides(given: list[str] | None) -> dict[str, float] | None:
+    found = {}
+    for text in given or ():
+        layers, equals, ratio = text.rpartition("=")
+        try:
+            found[layers] = float(ratio)
+        except ValueError:
+            equals = ""
+        if not equals or not layers:
+            raise typer.BadParameter(f"'{text}' is not LAYERS=RATIO, as in 'layer3*=0.7'.", param_hint="--override")
+    return found or None
 
 
 def _recipe(task: Task, epochs: int | None, lr: float | None, seed: int) -> FineTuneConfig | None:
@@ -96,14 +147,15 @@ def _recipe(task: Task, epochs: int | None, lr: float | None, seed: int) -> Fine
     return FineTuneConfig(epochs=epochs or 1, seed=seed, batch_size=min(128, len(task.train)), **rate)  # type: ignore[arg-type]
 
 
-def _result(task: Task, pruned: CapturedModule, schedule: str, out: Path) -> dict[str, Any]:
+def _result(task: Task, pruned: CapturedModule, out: Path) -> dict[str, Any]:
     from lighten.metric import paired_drop
     from lighten.task import evaluate
 
     result: dict[str, Any] = {
         "task": task.name,
         "ratio": pruned.plan.ratio,
-        "schedule": schedule,
+        "granularity": pruned.plan.granularity,
+        "schedule": pruned.plan.schedule,
         "importance": pruned.plan.importance,
         "scope": pruned.plan.scope,
         "epochs": pruned.plan.epochs,

@@ -26,7 +26,7 @@ def counts_gone(units: list[Tensor], shapes: list[torch.Size], ratio: float, sco
     """
     sizes = [u.numel() for u in units]
     if scope == "layer":
-        return [min(round(ratio * size), size - 1) for size in sizes]
+        return [share_gone(size, ratio) for size in sizes]
     total = min(round(ratio * sum(sizes)), sum(sizes) - len(sizes))
     if scope == "erk":
         densities = [sum(shape) / shape.numel() for shape in shapes]
@@ -35,6 +35,11 @@ def counts_gone(units: list[Tensor], shapes: list[torch.Size], ratio: float, sco
     if scope == "global":
         return _global(units, sizes, total)
     raise ConfigError(f"scope='{scope}' is unknown. Use one of {', '.join(SCOPES)}.")
+
+
+def share_gone(size: int, ratio: float) -> int:
+    """How many of size units go; at least one stays."""
+    return min(round(ratio * size), size - 1)
 
 
 def _global(units: list[Tensor], sizes: list[int], total: int) -> list[int]:

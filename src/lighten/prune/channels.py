@@ -1,7 +1,7 @@
 """Structured pruning: rank the units of every group, take the least important out of the graph."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,13 @@ from lighten.graph.groups import Group, layer_name, rows_of_units
 from lighten.graph.labels import Labels, propagate
 from lighten.graph.rewrite import check_equals_zeroing, remove_units_
 from lighten.plan import LayerPlan, Plan
+from lighten.prune import importance as _importance  # noqa: F401  importing the package fills the registries
+from lighten.prune.gradients import Loss
 from lighten.prune.heads import groups_of
-from lighten.prune.importance import l2  # noqa: F401  importing the package fills the registry
+from lighten.prune.history import remember_removal_
+from lighten.prune.importance.unit_data import score_units
+from lighten.prune.overrides import own_ratios
 from lighten.prune.select import SelectConfig, select_units
-from lighten.registry import importance as criteria
 
 
 def prune_channels(
@@ -27,6 +30,9 @@ def prune_channels(
     importance: str,
     granularity: str = "channel",
     example_inputs: tuple[Any, ...],
+    calibration: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    overrides: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
 ) -> CapturedModule:
     """A copy of model without the units that config selects by the criterion of that name; see lighten.prune.
@@ -34,17 +40,19 @@ def prune_channels(
     Before it is returned it is run on example_inputs and held against the model in which the same units are zero.
 
     Raises:
-        ConfigError: an unknown criterion, or no heads where heads were asked for. CaptureError: the model cannot be
-            traced, or the check failed.
+        ConfigError: an unknown criterion, an override that fits no layer, or no heads where heads were asked for.
+        TaskError: the criterion looks at data, and there is none or it does not fit.
+        CaptureError: the model cannot be traced, or the check failed.
     """
-    criterion = criteria[importance]
     captured = capture(model, example_inputs)
     labels = propagate(captured, example_inputs, keep=granularity)
     groups = groups_of(labels, granularity, exclude)
-    scores = [criterion.function(rows, criterion.config()) for rows in unit_rows(captured, groups)]
-    gone = select_units(scores, config)
+    rows = unit_rows(captured, groups)
+    scores = score_units(captured, labels, groups, rows, importance, calibration, loss)
+    gone = select_units(scores, config, own_ratios([group.producers for group in groups], overrides or {}))
     units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
     before = copy.deepcopy(captured)
+    remember_removal_(captured, labels, units, example_inputs, granularity)
     remove_units_(captured, labels, units, example_inputs)
     check_equals_zeroing(before, labels, units, captured, example_inputs)
     recorded = _record(captured.plan, labels, groups, units, granularity)

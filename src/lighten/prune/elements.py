@@ -4,7 +4,7 @@ The result has the shapes of the original and a mask for each pruned weight; see
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,14 @@ from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.plan import LayerPlan
 from lighten.prune import methods  # noqa: F401  importing the package fills the registries
-from lighten.prune.allocate import SCOPES, check_ratio, counts_gone
+from lighten.prune.allocate import SCOPES, check_ratio, counts_gone, share_gone
 from lighten.prune.calibration import input_statistics
 from lighten.prune.gradients import mean_gradients
 from lighten.prune.history import remember_inputs_
 from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.methods.layer_data import LayerData, weight_importance, weight_update
+from lighten.prune.overrides import own_ratios
 from lighten.prune.patterns import Pattern, keep_mask, n_of_m_mask
 from lighten.prune.reconstruct import reconstruct_
 from lighten.registry import Entry
@@ -58,6 +59,7 @@ def prune_elements(
     example_inputs: tuple[Any, ...],
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    overrides: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
 ) -> MaskedModule:
     """A copy of model with single weights held at zero; see lighten.prune.
@@ -80,7 +82,8 @@ def prune_elements(
     scores = [
         _scored(entry, method, layer, data[layer.name], before.get(layer.parameter), config.pattern) for layer in layers
     ]
-    chosen = choose_masks(scores, [get_tensor(captured, layer.parameter).shape for layer in layers], config)
+    shapes = [get_tensor(captured, layer.parameter).shape for layer in layers]
+    chosen = choose_masks(scores, shapes, config, own_ratios([(layer.name,) for layer in layers], overrides or {}))
     if entry.name in {updating.name for updating in weight_update}:
         assert batches is not None
         chosen = reconstruct_(
@@ -111,13 +114,20 @@ def resolve(importance: str | object) -> tuple[Entry[Any], Any]:
     raise ConfigError(f"importance={importance!r} is neither the name nor the config of a method for single weights.")
 
 
-def choose_masks(scores: list[Tensor], shapes: list[torch.Size], config: ElementConfig) -> list[Tensor]:
-    """From scores [out, columns] of each layer to its mask, True = keep."""
+def choose_masks(
+    scores: list[Tensor], shapes: list[torch.Size], config: ElementConfig, own: list[float | None] | None = None
+) -> list[Tensor]:
+    """From scores [out, columns] of each layer to its mask, True = keep. own: ratios of layers that have one."""
     pattern = config.pattern
     if pattern.is_n_of_m:
         return [n_of_m_mask(s, pattern.keep, pattern.of) for s in scores]
     units = [pattern.units(s) for s in scores]
-    counts = counts_gone(units, shapes, config.ratio, config.scope)
+    own = [None] * len(scores) if own is None else own
+    common = [i for i, ratio in enumerate(own) if ratio is None]
+    shared = counts_gone([units[i] for i in common], [shapes[i] for i in common], config.ratio, config.scope)
+    counts = [0 if ratio is None else share_gone(units[i].numel(), ratio) for i, ratio in enumerate(own)]
+    for i, count in zip(common, shared, strict=True):
+        counts[i] = count
     return [pattern.spread(keep_mask(u, count)) for u, count in zip(units, counts, strict=True)]
 
 
@@ -223,9 +233,8 @@ def _recorded(
 ) -> Any:
     plans = {}
     for layer in layers:
-        mask = made[layer.parameter]
-        kept = int(mask.sum())
-        plans[layer.name] = LayerPlan(channels=mask.numel(), kept=kept, granularity=config.pattern.name)
+        sparsity = 1 - float(made[layer.parameter].double().mean())
+        plans[layer.name] = LayerPlan(sparsity=sparsity, granularity=config.pattern.name)
     return masked.plan.with_layers(plans, ratio=config.ratio, scope=config.scope, skipped=skipped)
 
 

@@ -36,12 +36,20 @@ class SelectConfig:
             raise ConfigError(f"min_keep={self.min_keep} is below 1. A layer without channels computes nothing.")
 
 
-def select_units(scores: list[Tensor], config: SelectConfig) -> list[Tensor]:
-    """scores: [n_units] of each group, higher = keep. Returns the indices that go, for each group, ascending."""
-    if config.scope == "layer":
-        counts = [round(config.ratio * len(group)) for group in scores]
-    else:
-        counts = _share_globally(scores, config.ratio)
+def select_units(
+    scores: list[Tensor], config: SelectConfig, own_ratios: list[float | None] | None = None
+) -> list[Tensor]:
+    """scores: [n_units] of each group, higher = keep. Returns the indices that go, for each group, ascending.
+
+    own_ratios: of groups that have one; config's ratio is then that of the others alone.
+    """
+    own = [None] * len(scores) if own_ratios is None else own_ratios
+    shares = [config.ratio if ratio is None else ratio for ratio in own]
+    counts = [round(share * len(group)) for share, group in zip(shares, scores, strict=True)]
+    if config.scope == "global":
+        common = [i for i, ratio in enumerate(own) if ratio is None]
+        for i, count in zip(common, _share_globally([scores[i] for i in common], config.ratio), strict=True):
+            counts[i] = count
     gone = []
     for group, count in zip(scores, counts, strict=True):
         kept = _round_up(max(len(group) - count, config.min_keep), config.round_to, len(group))

@@ -1,6 +1,7 @@
 """prune: the verb. Checks the settings and hands the work to the engine of the granularity."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def prune(
     example_inputs: tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
+    overrides: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
 ) -> CapturedModule:
     """A pruned copy of model; model itself is not modified.
@@ -39,8 +41,9 @@ def prune(
     also "erk". round_to: channel counts that are left are multiples of this. min_keep: at least so many are left in
     every layer. example_inputs: positional arguments of model; None = the first calibration batch. calibration: batches
     of inputs for criteria that look at data, or of (inputs, target) where loss (outputs, target) -> scalar is given.
-    exclude: shell patterns over module names, never touched. What was pruned and what was left alone, with the reason,
-    is in the result's `plan`.
+    overrides: ratios of their own for layers, by shell patterns over module names; the last that matches counts, and
+    ratio is that of all other layers. exclude: shell patterns over module names, never touched. What was pruned, and
+    what was left alone and why, is in the result's `plan`.
 
     Raises:
         ConfigError: a setting is out of range or unknown. TaskError: calibration data is missing or does not fit.
@@ -58,29 +61,49 @@ def prune(
             example_inputs = as_args(first[0] if loss is not None else first)
     if example_inputs is None:
         raise ConfigError("prune needs example_inputs, the positional arguments of model as a tuple, or calibration.")
+    overrides, exclude = dict(overrides or {}), tuple(exclude)
     if granularity in STRUCTURED:
-        config = SelectConfig(ratio=ratio, scope=scope, round_to=round_to, min_keep=min_keep)
-        return prune_channels(
+        pruned: CapturedModule = prune_channels(
             model,
-            config,
+            SelectConfig(ratio=ratio, scope=scope, round_to=round_to, min_keep=min_keep),
             importance=importance,
             granularity=granularity,
             example_inputs=example_inputs,
+            calibration=calibration,
+            loss=loss,
+            overrides=overrides,
             exclude=exclude,
         )
-    for name, value in (("round_to", round_to), ("min_keep", min_keep)):
+    else:
+        _only_for_channels(granularity, round_to=round_to, min_keep=min_keep)
+        if overrides and (granularity == "layer" or parse_pattern(granularity).is_n_of_m):
+            raise ConfigError(f"overrides={overrides}: granularity='{granularity}' has one ratio for all layers.")
+        if granularity == "layer":
+            inputs = calibration if loss is None or calibration is None else (batch[0] for batch in calibration)
+            pruned = prune_blocks(model, ratio, example_inputs=example_inputs, calibration=inputs, exclude=exclude)
+        else:
+            pruned = prune_elements(
+                model,
+                ElementConfig(pattern=parse_pattern(granularity), ratio=ratio, scope=scope),
+                importance=importance,
+                example_inputs=example_inputs,
+                calibration=calibration,
+                loss=loss,
+                overrides=overrides,
+                exclude=exclude,
+            )
+    pruned.plan = replace(
+        pruned.plan,
+        granularity=granularity,
+        round_to=round_to,
+        min_keep=min_keep,
+        overrides=overrides,
+        exclude=list(exclude),
+    )
+    return pruned
+
+
+def _only_for_channels(granularity: str, **settings: int) -> None:
+    for name, value in settings.items():
         if value != 1:
             raise ConfigError(f"{name}={value} is for channels; granularity='{granularity}' takes none out.")
-    if granularity == "layer":
-        inputs = calibration if loss is None or calibration is None else (batch[0] for batch in calibration)
-        return prune_blocks(model, ratio, example_inputs=example_inputs, calibration=inputs, exclude=exclude)
-    elements = ElementConfig(pattern=parse_pattern(granularity), ratio=ratio, scope=scope)
-    return prune_elements(
-        model,
-        elements,
-        importance=importance,
-        example_inputs=example_inputs,
-        calibration=calibration,
-        loss=loss,
-        exclude=exclude,
-    )

@@ -200,7 +200,7 @@ def _layer(name: str, layer: LayerPlan, plan: Plan) -> Layer:
         channels=words.MISSING if layer.channels is None else f"{layer.channels:,}",
         kept=words.MISSING if layer.kept is None else f"{layer.kept:,}",
         share=share,
-        numbers=layer.scheme or FLOAT,
+        numbers=(layer.scheme or FLOAT) + (f", {layer.sparsity:.0%} zeros" if layer.sparsity else ""),
         note=f"left alone: {plan.skipped[name]}" if left_alone else "",
     )
 
