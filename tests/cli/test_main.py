@@ -50,3 +50,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_starts_without_torch() -> None:
     code = "import sys, lighten.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "lighten", "--help"], capture_output=True, text=True, check=True)
+    assert "compress" in done.stdout
