@@ -84,6 +84,14 @@ def test_paired_drop_of_real_values_is_students_t() -> None:
     assert (drop.value, drop.low, drop.high) == pytest.approx((0.5, expected.low, expected.high))
 
 
+def test_one_end_of_the_wider_level_is_the_one_sided_bound() -> None:
+    before, after = [1.0, 2.0, 4.0, 8.0], [1.5, 2.0, 4.5, 9.0]
+    one_sided = stats.ttest_rel(after, before, alternative="less").confidence_interval(0.95)
+    assert paired_drop(real(before), real(after), level=0.9).high == pytest.approx(one_sided.high)
+    outcomes = binary([1] * 9 + [0]), binary([1] * 7 + [0] * 3)
+    assert paired_drop(*outcomes, level=0.9).high < paired_drop(*outcomes).high
+
+
 def test_direction_of_the_metric_decides_what_is_worse() -> None:
     up = Metric("gain", MSE.function, higher_is_better=True)
     assert paired_drop(real([3.0, 4.0]), real([1.0, 2.5])).value == pytest.approx(-1.75)

@@ -36,7 +36,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its two-sided 95 % interval."""
+    """An estimate with its two-sided interval, of 95 % where nothing else is said."""
 
     value: float
     low: float
@@ -130,16 +130,19 @@ def score(batches: Iterable[tuple[Any, Any]], metric: Metric) -> Scores:
     return scores
 
 
-def paired_drop(before: Scores, after: Scores) -> Interval:
-    """How much worse after is than before, from outcomes on the same samples; positive = worse."""
+def paired_drop(before: Scores, after: Scores, level: float = 0.95) -> Interval:
+    """How much worse after is than before, from outcomes on the same samples; positive = worse.
+
+    level: of the two-sided interval; one end of the 0.9 interval is the one-sided 95 % bound.
+    """
     assert before.n == after.n, "a paired drop needs the same samples on both sides"
     sign = 1.0 if before.metric.higher_is_better else -1.0
     if before.values is None or after.values is None:
-        return _bootstrap(lambda rows: sign * (before._on(rows) - after._on(rows)), before.n)
+        return _bootstrap(lambda rows: sign * (before._on(rows) - after._on(rows)), before.n, level)
     difference = sign * (before.values - after.values)
     if _is_binary(before.values) and _is_binary(after.values):
-        return _agresti_min(difference)
-    mean, margin = float(difference.mean()), _t_margin(difference)
+        return _agresti_min(difference, level)
+    mean, margin = float(difference.mean()), _t_margin(difference, level)
     return Interval(mean, mean - margin, mean + margin)
 
 
@@ -153,28 +156,29 @@ def _wilson(share: float, n: int) -> Interval:
     return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin))
 
 
-def _agresti_min(difference: Tensor) -> Interval:
+def _agresti_min(difference: Tensor, level: float) -> Interval:
     """difference [n] in {-1, 0, 1}. Half a discordant pair is added to each side before the Wald formula."""
     n = len(difference)
     worse = float((difference > 0).sum()) + 0.5
     better = float((difference < 0).sum()) + 0.5
     centre = (worse - better) / (n + 2)
-    margin = Z95 * math.sqrt((worse + better) - (worse - better) ** 2 / (n + 2)) / (n + 2)
+    z = float(stats.norm.ppf((1 + level) / 2))
+    margin = z * math.sqrt((worse + better) - (worse - better) ** 2 / (n + 2)) / (n + 2)
     return Interval(float(difference.mean()), max(-1.0, centre - margin), min(1.0, centre + margin))
 
 
-def _t_margin(values: Tensor) -> float:
+def _t_margin(values: Tensor, level: float = 0.95) -> float:
     n = len(values)
     if n < 2:
         return math.inf
-    return float(stats.t.ppf(0.975, n - 1)) * float(values.std()) / math.sqrt(n)
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * float(values.std()) / math.sqrt(n)
 
 
-def _bootstrap(statistic: Callable[[Tensor], float], n: int) -> Interval:
+def _bootstrap(statistic: Callable[[Tensor], float], n: int, level: float = 0.95) -> Interval:
     generator = torch.Generator().manual_seed(0)
     draws = torch.tensor(
         [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(RESAMPLES)],
         dtype=torch.float64,
     )
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return Interval(statistic(torch.arange(n)), low, high)

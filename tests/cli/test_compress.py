@@ -43,7 +43,7 @@ def test_json_on_stdout_and_the_files_on_disk(
     assert data == json.loads((out / "result.json").read_text())
     assert data["task"] == "built"
     assert [(c["ratio"], c["scheme"]) for c in data["candidates"]] == [(0.5, None), (0.5, "w8a8")]
-    assert data["budget"] == {"max_drop": 0.9, "minimize": "latency"}
+    assert data["budget"] == {"max_drop": 0.9, "minimize": "latency", "accept": "interval"}
     assert sorted(path.name for path in out.iterdir()) == ["artifact", "plan.yaml", "report.html", "result.json"]
 
 

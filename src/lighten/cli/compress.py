@@ -26,6 +26,9 @@ def compress(
     minimize: Annotated[str, typer.Option(help="latency or size.")] = "latency",
     max_latency_ms: Annotated[float | None, typer.Option(help="Largest time of one call, in milliseconds.")] = None,
     max_size_bytes: Annotated[int | None, typer.Option(help="Largest artifact, in bytes.")] = None,
+    accept: Annotated[
+        str, typer.Option(help="What must be within --max-drop: the end of the drop's interval, or its point estimate.")
+    ] = "interval",
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the task's data files.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of every measurement; default: all cores.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples a call when timing.")] = 1,
@@ -64,6 +67,7 @@ def compress(
             minimize=minimize,
             max_latency_ms=max_latency_ms,
             max_size_bytes=max_size_bytes,
+            accept=accept,
             out_dir=out,
             threads=threads,
             batch=batch,

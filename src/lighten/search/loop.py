@@ -17,7 +17,7 @@ from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.folder import write_folder
 from lighten.runtime.measure import measure_latency, ratio_interval
-from lighten.search.choose import Budget, choose, nearest, objective, within
+from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
 from lighten.search.outcome import describe, describe_budget, environment, interval_data, measurement, verdict
 from lighten.search.sweep import (
     Candidate,
@@ -52,6 +52,7 @@ def compress(
     minimize: str = "latency",
     max_latency_ms: float | None = None,
     max_size_bytes: int | None = None,
+    accept: str = "interval",
     out_dir: str | Path,
     threads: int | None = None,
     batch: int = 1,
@@ -61,7 +62,9 @@ def compress(
 ) -> Result:
     """Find the fastest (or smallest) version of task's model within the budget, and write it to out_dir.
 
-    max_drop: in units of the metric. threads: of every measurement, None = every usable core. batch: samples a call
+    max_drop: in units of the metric. accept: what has to be within it on selection data, the upper end of the drop's
+    one-sided 95 % "interval" or the "point" estimate; on holdout data, which is looked at once, it is the estimate.
+    threads: of every measurement, None = every usable core. batch: samples a call
     that latency is measured with. sweep_config: what is tried; its seed and threads are overruled by the arguments.
     out_dir gets artifact/, plan.yaml, result.json and report.html, all at once or not at all. Where nothing meets the
     budget the nearest candidate is written, and the result says that it was not accepted.
@@ -71,7 +74,13 @@ def compress(
         or cannot be written.
     """
     start = time.monotonic()
-    budget = Budget(max_drop=max_drop, minimize=minimize, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes)
+    budget = Budget(
+        max_drop=max_drop,
+        minimize=minimize,
+        max_latency_ms=max_latency_ms,
+        max_size_bytes=max_size_bytes,
+        accept=accept,
+    )
     config = replace(sweep_config or SweepConfig(), seed=seed, threads=threads or usable_cores())
     out_dir = Path(out_dir).absolute()
     if out_dir.is_symlink() or out_dir.exists():
@@ -95,6 +104,8 @@ def _search(
     inputs = representative_inputs(task, batch)
     candidates = list(sweep(task, original.scores, config, budget.max_drop, scratch, tell))
 
+    budget, doubt = judgeable(candidates, budget)
+
     tell(Progress(1, 1, "timing every candidate"))
     original, *candidates = _timed([original, *candidates], inputs, config.threads)
     limit = objective(original, budget)
@@ -108,7 +119,7 @@ def _search(
     ratio = ratio_interval(final["original"], final["chosen"], seed=config.seed)
     baseline = measurement(original, before, final["original"], config.threads, batch)
     compressed = measurement(chosen, after, final["chosen"], config.threads, batch)
-    confirmed = within(replace(chosen, drop=drop, latency=final["chosen"]), budget)
+    confirmed = within(replace(chosen, drop=drop, latency=final["chosen"]), replace(budget, accept="point"))
     is_better = ratio.low > 1 if budget.minimize == "latency" else chosen.size_bytes < original.size_bytes
     accepted = best is not None and confirmed and is_better
     return chosen, {
@@ -117,7 +128,8 @@ def _search(
         "accepted": accepted,
         "verdict": verdict(
             budget, original, chosen, admissible=best is not None, accepted=accepted, drop=drop, ratio=ratio
-        ),
+        )
+        + (f" {doubt}" if doubt else ""),
         "budget": describe_budget(budget),
         "baseline": baseline.to_dict(),
         "compressed": compressed.to_dict(),

@@ -62,7 +62,8 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One trial. path: its artifact, None if it failed, and then note says why. scores: on selection data."""
+    """One trial. path: its artifact, None if it failed, and then note says why. scores: on selection data. drop: from
+    them, with its 95 % interval; drop_bound: the end of the one-sided one, which the drop does not exceed."""
 
     name: str
     ratio: float
@@ -74,6 +75,7 @@ class Candidate:
     plan: Plan | None = None
     scores: Scores | None = None
     drop: Interval | None = None
+    drop_bound: float = math.inf
     latency: LatencySample | None = None
     note: str = ""
 
@@ -111,6 +113,7 @@ def lower_original(task: Task, config: SweepConfig, folder: Path) -> Candidate:
         plan=model.plan,
         scores=scores,
         drop=Interval(0.0, 0.0, 0.0),
+        drop_bound=0.0,
     )
 
 
@@ -239,6 +242,7 @@ def _lowered(
         plan=model.plan,
         scores=scores,
         drop=paired_drop(baseline, scores),
+        drop_bound=paired_drop(baseline, scores, level=0.9).high,
     )
 
 
