@@ -26,7 +26,7 @@ from lighten.runtime.measure import LatencySample
 from lighten.runtime.runner import load
 from lighten.task import Task, as_args, batches, evaluate
 
-DEFAULT_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
+DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 # A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
 MIN_STEPS = 400
 MIN_EPOCHS = 2
