@@ -1,6 +1,6 @@
 """Every criterion for channels on ResNet-20, Fashion-MNIST, at 2, 3 and 4 times fewer MACs: one line a case.
 
-    python benchmarks/importance.py [--criteria l2,taylor] [--factors 2,3,4] [--epochs 3] [--peers]
+    python benchmarks/importance.py [--criteria l2,taylor] [--factors 2,3,4] [--epochs 3] [--samples 10000] [--peers]
 
 All cases get the same: one-shot pruning over all layers to the same MACs (the ratio is found by bisection), the same
 epochs of fine-tuning at the same learning rate, the task's calibration images, and as many training images where a
@@ -81,10 +81,12 @@ def main() -> None:
     parser.add_argument("--criteria", default=",".join(known))
     parser.add_argument("--factors", default="2,3,4")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--samples", type=int, help="fine-tune on the first so many training images; default: all")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--peers", action="store_true")
     args = parser.parse_args()
     task = load_task("fashion-mnist")
+    train = task.train if args.samples is None else Subset(task.train, range(args.samples))
     recipe = FineTuneConfig(epochs=args.epochs, lr=args.lr)
     dense = evaluate(task.model, task.holdout, task.metric, 250)
     macs = count_macs(task.model, task.example_inputs)
@@ -99,7 +101,7 @@ def main() -> None:
             model, ratio = at_macs(make, macs / factor, task)
             found = time.perf_counter() - start
             before = evaluate(model, task.holdout, task.metric, 250).interval.value
-            tuned = fine_tune(model, task.train, task.loss, recipe)
+            tuned = fine_tune(model, train, task.loss, recipe)
             scores = evaluate(tuned, task.holdout, task.metric, 250)
             drop = paired_drop(dense, scores)
             print(
@@ -116,6 +118,7 @@ def main() -> None:
                         "drop": drop.value,
                         "drop_ci95": [drop.low, drop.high],
                         "epochs": args.epochs,
+                        "samples": len(train),
                         "seconds_to_prune": round(found, 1),
                     }
                 ),
