@@ -31,8 +31,8 @@ ACTIVATIONS: dict[Any, str] = {
     aten.tanh.default: "tanh",
 }
 COMBINATIONS: dict[Any, str] = {aten.add.Tensor: "add", aten.mul.Tensor: "mul", aten.sub.Tensor: "sub"}
-# Time of a product with R outputs to a block, for each stored block and place, as measured on one CPU with AVX-512:
-# loads bound it at R = 1, multiplications from R = 4 on.
+# Time of a product with R outputs to a block, for each stored block and place. Reasoned, not measured: a core does
+# about as many loads as multiplications, and a window's loads cross cache lines: R multiplications against two loads.
 COST = {1: 2.0, 4: 4.0, 8: 8.0}
 
 
