@@ -135,6 +135,22 @@ def test_quantized_modules_come_back(scheme: str, tmp_path: Path) -> None:
     assert back.plan == quantized.plan
 
 
+@pytest.mark.parametrize(
+    ("scheme", "settings"),
+    [
+        ("w8a8", {"steps": ["equalization", "bias-correction"]}),
+        ("w8a8", {"steps": ["smoothquant"]}),
+        ("w4a4; conv=w8a8", {"method": "mse"}),
+        ("w4-g4", {"method": "awq"}),
+        ("w8a8-dynamic", {}),
+    ],
+)
+def test_what_other_ways_of_quantizing_leave_comes_back(scheme: str, settings: dict, tmp_path: Path) -> None:
+    quantized = lighten.quantize(net(), scheme, calibration=[X], example_inputs=(X,), **settings)
+    lighten.save(quantized, tmp_path / "c", example_inputs=(X,))
+    assert torch.equal(lighten.restore(net(1), tmp_path / "c")(X), quantized(X))
+
+
 def test_an_ordinary_module_comes_back_as_its_class(tmp_path: Path) -> None:
     model = net()
     model.fc.weight.data[:, ::2] = 0

@@ -110,13 +110,17 @@ def _rebuilt(
     if plan.scheme is not None:
         excluded = [name for name, reason in plan.skipped.items() if reason == "not quantized: excluded"]
         # Ranges and codes are the file's; what is calibrated here only has to have the right shapes.
-        calibration = None if plan.observer is None else [inputs]
+        methods = {layer.method for layer in plan.layers.values()} | {plan.method}
+        adds_factors = "awq" in methods  # the one method that puts an operator before the layers
+        calibration = [inputs] if plan.observer is not None or adds_factors else None
         captured = quantize(
             captured,
             plan.scheme,
             calibration=calibration,
             example_inputs=inputs,
             exclude=excluded,
+            steps=plan.steps,
+            method="awq" if adds_factors else None,
             observer=plan.observer,
             weight_bits=plan.weight_bits if plan.observer is not None else None,
         )
