@@ -168,9 +168,9 @@ def test_a_pool_heeds_what_throughput_found(tmp_path: Path, timed: Any, lowered:
 
 
 def test_nothing_that_agrees_leaves_nothing_behind(tmp_path: Path, timed: Any, lowered: None) -> None:
-    ways = ("onnxruntime", "openvino", "torch", "torch channels-last")
+    ways = ("onnxruntime", "openvino", "native", "torch", "torch channels-last")
     timed.refused = {f"{way}, 1 thread": "off by far" for way in ways}
-    with pytest.raises(ArtifactError, match=r"None of 4 candidates.*onnxruntime, 1 thread: off by far"):
+    with pytest.raises(ArtifactError, match=r"None of 5 candidates.*onnxruntime, 1 thread: off by far"):
         lighten.accelerate(TinyNet(), (X,), tmp_path / "out", threads=1)
     assert list(tmp_path.iterdir()) == []
 
