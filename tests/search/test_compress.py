@@ -17,7 +17,7 @@ from lighten.search.sweep import SweepConfig, fine_tuning
 from lighten.task import evaluate
 from tests.tiny import images, tiny_task
 
-SMALL = SweepConfig(ratios=(0.0, 0.5), epochs=3)
+SMALL = SweepConfig(ratios=(0.0, 0.5), sparsities=(), epochs=3)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,18 @@ def test_the_same_seed_gives_the_same_models_and_metrics(result: Result, tmp_pat
         assert (one["n_params"], one["macs"]) == (other["n_params"], other["macs"])
 
 
+def test_zeros_in_blocks_run_on_the_native_engine(tmp_path: Path) -> None:
+    sparse = SweepConfig(ratios=(), sparsities=(0.5, 0.9), epochs=3)
+    result = lighten.compress(
+        tiny_task(), max_drop=0.05, minimize="size", out_dir=tmp_path / "out", threads=1, sweep_config=sparse
+    )
+    assert [(c["sparsity"], c["note"]) for c in result.data["candidates"]] == [(0.5, ""), (0.9, "")]
+    assert result.accepted
+    assert result.data["compressed"]["latency_ms"]["runtime"] == lighten.load(result.path / "artifact").artifact.runtime
+    assert (result.plan.runtime, result.plan.granularity, result.plan.schedule) == ("native", "block:4x1", "cubic:3")
+    assert result.data["compressed"]["size_bytes"] < result.data["baseline"]["size_bytes"]
+
+
 def test_nothing_within_the_budget_is_said_and_the_nearest_is_written(tmp_path: Path) -> None:
     def worse_when_compressed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         # Any change of the logits counts as an error: only the float original scores full marks.
@@ -95,7 +107,7 @@ def test_nothing_within_the_budget_is_said_and_the_nearest_is_written(tmp_path: 
         max_size_bytes=1,
         out_dir=tmp_path / "out",
         threads=1,
-        sweep_config=SweepConfig(ratios=(0.5,), schemes=("w8a8",)),
+        sweep_config=SweepConfig(ratios=(0.5,), schemes=("w8a8",), sparsities=()),
     )
     assert not result.accepted
     assert result.verdict.startswith(("Nothing within the budget", "Nothing that was tried"))
@@ -116,7 +128,7 @@ def test_an_earlier_result_may_be_replaced(result: Result) -> None:
         max_drop=0.05,
         out_dir=result.path,
         threads=1,
-        sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",)),
+        sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
     )
     assert (again.path / "result.json").stat().st_ino != before
     assert again.data["trials"] == 1
@@ -134,7 +146,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             max_drop=0.05,
             out_dir=tmp_path / "out",
             threads=1,
-            sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",)),
+            sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
         )
     assert list(tmp_path.iterdir()) == []
 

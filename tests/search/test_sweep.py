@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,21 +11,23 @@ from lighten.task import evaluate
 from tests.tiny import tiny_task
 
 
-def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drop_of: dict[float, Interval]) -> list[Candidate]:
-    """What a sweep of ratios 0, 0.25, 0.5 finds when each has the given drop, without building anything."""
+def found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drop_of: dict[float, Interval], sparsities: tuple[float, ...] = ()
+) -> list[Candidate]:
+    """What a sweep of ratios 0, 0.25, 0.5 and of sparsities finds when each has the given drop; nothing is built."""
 
     def lowered(*args: object) -> Candidate:
-        ratio, scheme = args[3:5]
-        assert isinstance(ratio, float)
-        assert scheme is None or isinstance(scheme, str)
-        return Candidate(name=f"{ratio} {scheme}", ratio=ratio, scheme=scheme, drop=drop_of[ratio])
+        trial = args[3]
+        assert isinstance(trial, Candidate)
+        return replace(trial, drop=drop_of[trial.sparsity or trial.ratio])
 
+    monkeypatch.setattr(module, "_with_zeros", lambda *args: None)
     monkeypatch.setattr(module, "_recovered", lambda *args: None)
     monkeypatch.setattr(module, "_lowered", lowered)
     task = tiny_task()
     baseline = evaluate(task.model, task.selection, task.metric, 100)
     told: list[Progress] = []
-    config = SweepConfig(ratios=(0.0, 0.25, 0.5))
+    config = SweepConfig(ratios=(0.0, 0.25, 0.5), sparsities=sparsities)
     candidates = list(sweep(task, baseline, config, 0.01, tmp_path, told.append))
     assert all(0 <= progress.done <= progress.total for progress in told)
     return candidates
@@ -42,8 +45,14 @@ def test_larger_ratios_are_not_tried_once_one_is_hopeless(monkeypatch: pytest.Mo
     drops = {0.0: Interval(0.0, 0.0, 0.0), 0.25: Interval(0.05, 0.02, 0.08)}  # 0.5 would be a KeyError
     candidates = found(monkeypatch, tmp_path, drops)
     assert [c.note for c in candidates[:3]] == ["", "", ""]
-    assert all(c.note.startswith("not tried: 0.25 w8a8 already drops too much") for c in candidates[3:])
+    assert all(c.note.startswith("not tried: 75 % of channels, w8a8 already drops too much") for c in candidates[3:])
     assert len(candidates) == 5
+
+
+def test_zeros_come_last_and_stop_at_a_hopeless_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fine = dict.fromkeys((0.0, 0.25, 0.5, 0.8), Interval(0.0, -0.01, 0.01))
+    candidates = found(monkeypatch, tmp_path, fine | {0.9: Interval(0.05, 0.02, 0.08)}, (0.8, 0.9, 0.95))
+    assert [(c.sparsity, c.note[:9]) for c in candidates[5:]] == [(0.8, ""), (0.9, ""), (0.95, "not tried")]
 
 
 def test_a_drop_that_may_be_noise_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -51,7 +60,14 @@ def test_a_drop_that_may_be_noise_stops_nothing(monkeypatch: pytest.MonkeyPatch,
     assert not any(c.note for c in found(monkeypatch, tmp_path, unsure))
 
 
-@pytest.mark.parametrize("ratios", [(), (1.0,), (-0.1,), (0.5, 0.25), (0.5, 0.5)])
+@pytest.mark.parametrize("ratios", [(1.0,), (-0.1,), (0.5, 0.25), (0.5, 0.5)])
 def test_ratios_ascend_in_their_range(ratios: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="must be ascending numbers"):
         SweepConfig(ratios=ratios)
+    with pytest.raises(ConfigError, match="must be ascending numbers"):
+        SweepConfig(sparsities=ratios)
+
+
+def test_something_has_to_be_tried() -> None:
+    with pytest.raises(ConfigError, match="nothing to try"):
+        SweepConfig(ratios=(), sparsities=())

@@ -35,14 +35,20 @@ def compress(
     ratio: Annotated[
         list[float] | None, typer.Option(help="Share of channels to remove; repeat to try several.")
     ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option(help="Share of zeros in blocks, for the native engine; repeat to try several.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning a pruned candidate.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Prune and quantize TASK's model as far as the budget allows, measure it, and write it with a report."""
-    from lighten.search.sweep import DEFAULT_RATIOS, SweepConfig
+    from lighten.search.sweep import SweepConfig
     from lighten.task import load_task
 
+    tried: dict[str, Any] = {}
+    if ratio or sparsity:  # what is named, and nothing else
+        tried = {"ratios": tuple(sorted(ratio or ())), "sparsities": tuple(sorted(sparsity or ()))}
     loaded = load_task(task, **({} if data is None else {"data": data}))
     with Progress(
         TextColumn("[progress.description]{task.description}", markup=True),
@@ -72,7 +78,7 @@ def compress(
             threads=threads,
             batch=batch,
             seed=seed,
-            sweep_config=SweepConfig(epochs=epochs, ratios=tuple(sorted(ratio)) if ratio else DEFAULT_RATIOS),
+            sweep_config=SweepConfig(epochs=epochs, **tried),
             on_progress=draw,
         )
     if output is Format.JSON:

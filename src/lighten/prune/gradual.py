@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import CapturedModule
 from lighten.plan import Plan
@@ -32,6 +34,7 @@ def prune_gradually(
     granularity: str = "channel",
     importance: str = "l2",
     fine_tuning: FineTuneConfig | None = None,
+    teacher: nn.Module | None = None,
     on_step: OnStep | None = None,
     on_prune: Callable[[PruneStep], None] | None = None,
     **settings: Any,
@@ -39,8 +42,8 @@ def prune_gradually(
     """task's model pruned to ratio along schedule, fine-tuned after each step; the task's model is not modified.
 
     Single weights that a step prunes stay pruned; of channels each step takes its share of those that are left.
-    fine_tuning: of each step, None = not at all. settings: the others of lighten.prune. Criteria that look at gradients
-    see the first training samples, as many as calibration has. recipe_of(plan) gives the arguments that a plan holds.
+    fine_tuning, teacher: of each step, see fine_tune; None = not at all. settings: the others of lighten.prune.
+    Criteria that look at gradients see the first training samples, as many as calibration has. recipe_of(plan) gives the arguments that a plan holds.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps. TaskError: the task
@@ -76,7 +79,7 @@ def prune_gradually(
         if fine_tuning is not None:
             assert task.train is not None
             assert task.loss is not None
-            model = fine_tune(model, task.train, task.loss, fine_tuning, on_step=on_step)
+            model = fine_tune(model, task.train, task.loss, fine_tuning, teacher=teacher, on_step=on_step)
     assert isinstance(model, CapturedModule)
     return model
 

@@ -35,6 +35,7 @@ def describe(candidate: Candidate, budget: Budget, chosen: bool, threads: int, b
         "name": candidate.name,
         "ratio": candidate.ratio,
         "scheme": candidate.scheme,
+        "sparsity": candidate.sparsity,
         "within_budget": within(candidate, budget),
         "chosen": chosen,
         "note": candidate.note,

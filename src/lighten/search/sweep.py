@@ -1,4 +1,5 @@
-"""The sweep: a few pruning ratios × {float, int8}, each built, recovered, lowered and scored.
+"""The sweep: a few pruning ratios × {float, int8}, and a few shares of zeros in blocks, each built, recovered, lowered
+and scored.
 
 The first, plain search: every candidate is a real artifact, and what is known of it was measured on it. Accuracy comes
 from selection data through the candidate's own runtime; time from processes that take turns.
@@ -19,6 +20,7 @@ from lighten.graph.count import count_macs, count_parameters
 from lighten.metric import Interval, Scores, paired_drop
 from lighten.plan import Plan
 from lighten.prune import prune
+from lighten.prune.gradual import PruneStep, prune_gradually
 from lighten.quantize import quantize
 from lighten.recover.finetune import FineTuneConfig, fine_tune
 from lighten.runtime.cpu import int8_saturates, this_cpu
@@ -27,6 +29,10 @@ from lighten.runtime.runner import load
 from lighten.task import Task, as_args, batches, evaluate
 
 DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+# Zeros in blocks that the native engine leaves out, reached in a few steps with fine-tuning after each.
+DEFAULT_SPARSITIES = (0.8, 0.9)
+BLOCK = "block:4x1"
+SPARSITY_STEPS = 3
 # A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
 MIN_STEPS = 400
 MIN_EPOCHS = 2
@@ -38,12 +44,14 @@ MIN_STEPS_AN_EPOCH = 20
 class SweepConfig:
     """ratios: ascending shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
 
+    sparsities: ascending shares of zeros, of float networks on the native engine.
     epochs: of fine-tuning, None = as many as make MIN_STEPS steps, at least MIN_EPOCHS. lr, distill_weight: of
     fine-tuning; the original model teaches.
     """
 
     ratios: tuple[float, ...] = DEFAULT_RATIOS
     schemes: tuple[str | None, ...] = (None, "w8a8")
+    sparsities: tuple[float, ...] = DEFAULT_SPARSITIES
     importance: str = "l2"
     round_to: int = 8
     epochs: int | None = None
@@ -53,21 +61,28 @@ class SweepConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        ascending = list(self.ratios) == sorted(set(self.ratios))
-        if not self.ratios or not ascending or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise ConfigError(f"ratios={self.ratios} must be ascending numbers in [0, 1). Try 0, 0.25, 0.5, 0.75.")
+        for name in ("ratios", "sparsities"):
+            shares = getattr(self, name)
+            if list(shares) != sorted(set(shares)) or not all(0 <= share < 1 for share in shares):
+                raise ConfigError(f"{name}={shares} must be ascending numbers in [0, 1). Try 0.25, 0.5, 0.75.")
+        if not self.ratios and not self.sparsities:
+            raise ConfigError("There are neither ratios nor sparsities, so nothing to try. Try ratios=(0.25, 0.5).")
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"epochs={self.epochs} is below 1. Leave it out for a default by the size of the data.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One trial. path: its artifact, None if it failed, and then note says why. scores: on selection data. drop: from
-    them, with its 95 % interval; drop_bound: the end of the one-sided one, which the drop does not exceed."""
+    """One trial. ratio: share of the channels that went; sparsity: of the weights that are zero.
+
+    path: its artifact, None if it failed, and then note says why. scores: on selection data. drop: from them, with its
+    95 % interval; drop_bound: the end of the one-sided one, which the drop does not exceed.
+    """
 
     name: str
     ratio: float
     scheme: str | None
+    sparsity: float = 0.0
     n_params: int = 0
     macs: int = 0
     path: Path | None = None
@@ -127,7 +142,7 @@ def sweep(
     """
     hopeless = ""
     n_schemes = len(config.schemes)
-    total = len(config.ratios) * n_schemes
+    total = len(config.ratios) * n_schemes + len(config.sparsities)
     for i, ratio in enumerate(config.ratios):
         done = i * n_schemes
         # All channels in float is the original itself, which is the baseline already.
@@ -144,10 +159,40 @@ def sweep(
         found: list[Candidate] = []
         for j, scheme in enumerate(schemes):
             tell(Progress(done + (j + 1) / 2, total, f"{_name(ratio, scheme)}: lowering and scoring"))
-            found.append(_lowered(task, baseline, model, ratio, scheme, config, folder))
+            trial = Candidate(name=_name(ratio, scheme), ratio=ratio, scheme=scheme)
+            found.append(_lowered(task, baseline, model, trial, config, folder / _folder_name(ratio, scheme)))
             yield found[-1]
         if ratio and all(c.drop is not None and c.drop.low > max_drop for c in found):
             hopeless = f"not tried: {found[-1].name} already drops too much, with its whole interval"
+    yield from _sparse(task, baseline, config, max_drop, folder, tell)
+
+
+def _sparse(
+    task: Task,
+    baseline: Scores,
+    config: SweepConfig,
+    max_drop: float,
+    folder: Path,
+    tell: OnProgress,
+) -> Iterator[Candidate]:
+    """A candidate for each share of zeros; they come last in the sweep."""
+    hopeless = ""
+    start = len(config.ratios) * len(config.schemes)
+    total = start + len(config.sparsities)
+    for i, sparsity in enumerate(config.sparsities):
+        name = f"{100 * sparsity:g} % zeros in blocks of 4×1"
+        found = Candidate(name=name, ratio=0.0, scheme=None, sparsity=sparsity, note=hopeless)
+        if not hopeless:
+            tell(Progress(start + i, total, f"{name}: pruning and fine-tuning"))
+            try:
+                model = _with_zeros(task, sparsity, config, partial(_tell_part, tell, start + i, total))
+                tell(Progress(start + i + 1, total, f"{name}: lowering and scoring"))
+                found = _lowered(task, baseline, model, found, config, folder / f"zeros-{round(1000 * sparsity):03d}")
+            except LightenError as error:
+                found = replace(found, note=str(error))
+            if found.drop is not None and found.drop.low > max_drop:
+                hopeless = f"not tried: {name} already drops too much, with its whole interval"
+        yield found
 
 
 def called_like(model: CapturedModule, artifact: Path) -> Callable[..., Any]:
@@ -206,32 +251,45 @@ def _recovered(task: Task, ratio: float, config: SweepConfig, tell: Callable[[fl
     return tuned
 
 
-def _lowered(
-    task: Task,
-    baseline: Scores,
-    model: CapturedModule,
-    ratio: float,
-    scheme: str | None,
-    config: SweepConfig,
-    folder: Path,
-) -> Candidate:
-    name = _name(ratio, scheme)
-    found = Candidate(
-        name=name,
-        ratio=ratio,
-        scheme=scheme,
-        n_params=count_parameters(model),
-        macs=count_macs(model, task.example_inputs),
+def _with_zeros(task: Task, sparsity: float, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
+    recipe, steps, done = None, 1, 0
+    if task.train is not None and task.loss is not None:
+        whole = fine_tuning(len(task.train), config)  # type: ignore[arg-type]
+        recipe, steps = replace(whole, epochs=-(-whole.epochs // SPARSITY_STEPS)), SPARSITY_STEPS
+
+    def on_prune(step: PruneStep) -> None:
+        nonlocal done
+        done = step.step - 1
+
+    return prune_gradually(
+        task,
+        sparsity,
+        schedule=f"cubic:{steps}",
+        granularity=BLOCK,
+        importance=config.importance,
+        fine_tuning=recipe,
+        teacher=task.model if recipe is not None and recipe.distill_weight > 0 else None,
+        on_prune=on_prune,
+        on_step=lambda step: tell((done + step.step / step.n_steps) / steps),
     )
+
+
+def _lowered(
+    task: Task, baseline: Scores, model: CapturedModule, trial: Candidate, config: SweepConfig, folder: Path
+) -> Candidate:
+    """trial with what was measured of model: quantized as it says, lowered to folder, and scored."""
+    macs = count_macs(model, task.example_inputs)
+    found = replace(trial, n_params=count_parameters(model), macs=macs)
+    runtime = "native" if trial.sparsity else "onnxruntime"
     try:
-        if scheme is not None:
+        if trial.scheme is not None:
             bits = 7 if int8_saturates(this_cpu()) else None
             calibration = batches(task.calibration, task.batch_size)
             model = quantize(
-                model, scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits
+                model, trial.scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits
             )
-        model.plan = replace(model.plan, threads=config.threads, seed=config.seed)
-        artifact = export(model, task.example_inputs, folder / _folder_name(ratio, scheme), threads=config.threads)
+        model.plan = replace(model.plan, threads=config.threads, seed=config.seed, runtime=runtime)
+        artifact = export(model, task.example_inputs, folder, runtime=runtime, threads=config.threads)
         scores = evaluate(called_like(model, artifact.path), task.selection, task.metric, task.batch_size)
     except LightenError as error:
         return replace(found, note=str(error))
