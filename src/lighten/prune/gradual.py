@@ -43,7 +43,8 @@ def prune_gradually(
 
     Single weights that a step prunes stay pruned; of channels each step takes its share of those that are left.
     fine_tuning, teacher: of each step, see fine_tune; None = not at all. settings: the others of lighten.prune.
-    Criteria that look at gradients see the first training samples, as many as calibration has. recipe_of(plan) gives the arguments that a plan holds.
+    Criteria that look at gradients see the first training samples, as many as calibration has.
+    recipe_of(plan) gives the arguments that a plan holds.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps. TaskError: the task
