@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from lighten.errors import ConfigError
 from lighten.metric import Interval
@@ -53,6 +54,18 @@ def test_zeros_come_last_and_stop_at_a_hopeless_share(monkeypatch: pytest.Monkey
     fine = dict.fromkeys((0.0, 0.25, 0.5, 0.8), Interval(0.0, -0.01, 0.01))
     candidates = found(monkeypatch, tmp_path, fine | {0.9: Interval(0.05, 0.02, 0.08)}, (0.8, 0.9, 0.95))
     assert [(c.sparsity, c.note[:9]) for c in candidates[5:]] == [(0.8, ""), (0.9, ""), (0.95, "not tried")]
+
+
+def test_a_model_that_the_engine_lacks_operators_for_is_not_trained_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_with_zeros", lambda *args: pytest.fail("it was trained"))
+    task = tiny_task(model=nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 4)))
+    baseline = evaluate(task.model, task.selection, task.metric, 100)
+    config = SweepConfig(ratios=(), sparsities=(0.8, 0.9))
+    notes = [c.note for c in sweep(task, baseline, config, 0.01, tmp_path, lambda progress: None)]
+    assert len(notes) == 2
+    assert all(note.startswith("not tried: The native engine cannot compute 'aten.layer_norm") for note in notes)
 
 
 def test_a_drop_that_may_be_noise_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

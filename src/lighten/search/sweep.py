@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lighten.errors import ConfigError, LightenError
+from lighten.errors import ConfigError, LightenError, require
 from lighten.export import export
+from lighten.export.lower import lower
 from lighten.export.onnx import named_inputs
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
@@ -176,7 +177,7 @@ def _sparse(
     tell: OnProgress,
 ) -> Iterator[Candidate]:
     """A candidate for each share of zeros; they come last in the sweep."""
-    hopeless = ""
+    hopeless = _unfit_for_native(task) if config.sparsities else ""
     start = len(config.ratios) * len(config.schemes)
     total = start + len(config.sparsities)
     for i, sparsity in enumerate(config.sparsities):
@@ -249,6 +250,16 @@ def _recovered(task: Task, ratio: float, config: SweepConfig, tell: Callable[[fl
     assert isinstance(tuned, CapturedModule)
     tuned.plan = replace(pruned.plan, epochs=recipe.epochs, seed=config.seed)
     return tuned
+
+
+def _unfit_for_native(task: Task) -> str:
+    """Why the native engine cannot run the model, or "": known before any training."""
+    try:
+        require("llvmlite", "native")
+        lower(capture(task.model, task.example_inputs), task.example_inputs, "native")
+    except LightenError as error:
+        return f"not tried: {error}"
+    return ""
 
 
 def _with_zeros(task: Task, sparsity: float, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
