@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,20 @@ def test_a_network_exports_loads_and_agrees(tmp_path: Path, threads: int) -> Non
         x = torch.randn(n, 3, 16, 16)
         for got, wanted in zip(lighten.load(tmp_path / "out")(x), model(x), strict=True):
             close(got, wanted.detach())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_starts_threads_of_its_own(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    lighten.export(model, (x,), tmp_path / "out", runtime="native", threads=2)
+    runner = lighten.load(tmp_path / "out")
+    expected = runner(x.numpy())
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a call that waits for the parent's threads would never end
+        os._exit(0 if np.array_equal(runner(x.numpy()), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_zeros_are_not_stored(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the GIL is released while they compute. A single sample is computed by one threa
 
 import ctypes
 import itertools
+import os
 import platform
 import queue
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class Engine:
         self._code = compile_ir(str(module))
         self._run = SIGNATURE(self._code.get_function_address("run"))
         self._idle: queue.LifoQueue[Array] = queue.LifoQueue()
-        self._pool = ThreadPoolExecutor(threads - 1, "lighten-native") if threads > 1 else None
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """See the class."""
@@ -63,8 +64,8 @@ class Engine:
         parts = min(self.n_threads, n)
         cuts = [n * i // parts for i in range(parts + 1)] if parts else [0]
         others = []
-        if self._pool is not None:
-            others = [self._pool.submit(self._samples, io, *ends) for ends in itertools.pairwise(cuts[1:])]
+        if parts > 1:
+            others = [self._workers().submit(self._samples, io, *ends) for ends in itertools.pairwise(cuts[1:])]
         if parts:
             self._samples(io, cuts[0], cuts[1])
         for other in others:
@@ -78,6 +79,12 @@ class Engine:
             arena = self.new_arena()
         self._run(arena.ctypes.data, self._constants.ctypes.data, ctypes.addressof(io), first, last)
         self._idle.put(arena)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """The other threads; a process that was forked has none of its parent's and starts its own."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self.n_threads - 1, "lighten-native")
+        return self._pool[1]
 
     def new_arena(self) -> Array:
         """Room for the activations of one sample, margins filled: uint8."""
