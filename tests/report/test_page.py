@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lighten.errors import ArtifactError
 from lighten.plan import LayerPlan, Plan
 from lighten.report import render, write_report
+from lighten.report.rows import schemes
 from tests.report.html_reader import Page
 
 EVIL = "<script>alert('x')</script>\"&{{ 7*7 }}$\\alpha$</style>"
@@ -150,3 +151,8 @@ def test_write_replaces_the_page_and_leaves_nothing_else(result: dict[str, Any],
 def test_a_place_that_cannot_be_written_is_named(result: dict[str, Any], plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"Cannot write the report .*missing"):
         write_report(result, plan, tmp_path / "missing" / "report.html")
+
+
+def test_candidates_with_zeros_have_a_sign_of_their_own() -> None:
+    result = {"candidates": [{"scheme": None}, {"scheme": None, "sparsity": 0.9}, {"scheme": "w8a8", "sparsity": 0.0}]}
+    assert schemes(result) == ["float", "float with zeros", "w8a8"]
