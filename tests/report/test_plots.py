@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lighten.report.plots import LATENCY, SIZE, STAND_INS, Point, mark, scatter
@@ -85,6 +85,7 @@ values = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 @settings(max_examples=20, deadline=None)
+@example(points=[], budget=5e-324)
 @given(
     points=st.lists(st.builds(Point, st.floats(1e-6, 1e9), values, values, values, st.integers(0, 9)), max_size=4),
     budget=st.none() | st.floats(0, 10),

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+LEAST = 1e-9  # of a drop that an axis shows: nothing below it can be told from 0
 MARKS = ("o", "s", "^", "P", "v", "X")  # one for each number format, in order of appearance; they repeat after six
 STAND_INS = {  # drawn colour -> what the page makes of it; greys that no figure would use by chance
     "#010203": "var(--ink)",
@@ -125,10 +126,10 @@ def _cost_scale(axes: Axes, costs: list[float]) -> None:
 
 def _drop_scale(axes: Axes, points: Sequence[Point], budget: float | None) -> None:
     """Down is worse. Linear up to a knee past the budget, then logarithmic if ruined trials would hide the rest."""
-    worst = max([p.high for p in points] + [(budget or 0) * 1.5, 1e-9])
+    worst = max([p.high for p in points] + [(budget or 0) * 1.5, LEAST])
     best = min([p.low for p in points] + [-(budget or 0) * 0.5])
     pad = 0.06 * (worst - best)
-    knee = _round_up(max(2 * (budget or worst), -best))
+    knee = _round_up(max(2 * (budget or worst), -best, LEAST))
     if worst > 5 * knee:
         axes.set_yscale("symlog", linthresh=knee, linscale=1.2)
         axes.yaxis.set_major_locator(FixedLocator(_knee_ticks(knee, worst)))
