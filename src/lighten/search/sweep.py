@@ -31,7 +31,7 @@ from lighten.task import Task, as_args, batches, evaluate
 
 DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 # Zeros in blocks that the native engine leaves out, reached in a few steps with fine-tuning after each.
-DEFAULT_SPARSITIES = (0.8, 0.9)
+DEFAULT_SPARSITIES = (0.7, 0.8, 0.9)
 BLOCK = "block:4x1"
 SPARSITY_STEPS = 3
 # A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
