@@ -252,6 +252,41 @@ def test_denormals_are_flushed_inside_and_as_before_outside(mode: bool) -> None:
         torch.set_flush_denormal(False)
 
 
+def test_bfloat16_is_for_products_alone() -> None:
+    config = replace(PLAIN, epochs=1, bfloat16=True, distill_weight=0.5)
+    seen: list[torch.dtype] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(outputs.dtype)
+        return F.cross_entropy(outputs, targets)
+
+    rough = fine_tune(seeded(), data(), loss, config, teacher=seeded(1))
+    exact = fine_tune(seeded(), data(), loss, replace(config, bfloat16=False), teacher=seeded(1))
+    assert set(seen) == {torch.float32}
+    assert {parameter.dtype for parameter in rough.parameters()} == {torch.float32}
+    assert not torch.equal(flat(rough), flat(exact))
+    moved = (flat(exact) - flat(seeded())).norm()
+    # Four steps; each product is rounded to 8 bits: 2 ** -8 of itself, a few of them one after the other.
+    assert (flat(rough) - flat(exact)).norm() < 16 * 2**-8 * moved
+
+
+def test_a_step_can_be_preceded() -> None:
+    told: list[tuple[int, int, bool]] = []
+
+    def before(done: int, n_steps: int, model: nn.Module) -> None:
+        told.append((done, n_steps, model.training))
+        model.get_parameter("last.bias").data.zero_()
+
+    rates: list[float] = []
+    tuned = tune(replace(PLAIN, lr=1e-9), before_step=before, on_step=lambda step: rates.append(step.lr))
+    assert told == [(i, 8, True) for i in range(8)]
+    assert (
+        float(tuned.get_parameter("last.bias").detach().abs().max())
+        < 1e-6
+        < float(seeded().last.bias.detach().abs().max())
+    )
+
+
 def test_an_exported_graph_trains() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     batch = torch.export.Dim("batch", min=1, max=64)
