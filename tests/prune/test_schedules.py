@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_the_steps_by_hand() -> None:
     assert ratios("cubic:2", 0.8) == pytest.approx([0.7, 0.8])
 
 
-@given(kind=st.sampled_from(["iterative", "cubic"]), n=st.integers(1, 20), final=st.floats(0, 0.999))
+@given(kind=st.sampled_from(["iterative", "cubic", "gradual"]), n=st.integers(1, 20), final=st.floats(0, 0.999))
 def test_steps_rise_to_the_ratio(kind: str, n: int, final: float) -> None:
     steps = ratios(f"{kind}:{n}", final)
     assert len(steps) == n
@@ -55,6 +56,38 @@ def test_weights_that_a_step_prunes_stay_pruned_and_accuracy_comes_back() -> Non
     zeros = [int((pruned.get_parameter(name) == 0).sum()) for name in masks(pruned)]
     assert sum(zeros) == round(0.9 * sum(sizes))
     assert (pruned.plan.ratio, pruned.plan.epochs) == (0.9, 3)
+    assert evaluate(pruned, task.selection, task.metric, 100).interval.value > 0.9
+
+
+@pytest.mark.parametrize("importance", ["l1", "sparsegpt"])
+def test_the_ratio_rises_within_one_training(importance: str) -> None:
+    seen: list[PruneStep] = []
+    rates: list[float] = []
+    task = tiny_task()
+    recipe = replace(RECIPE, epochs=3)
+    pruned = prune_gradually(
+        task,
+        0.9,
+        schedule="gradual:4",
+        granularity="element",
+        importance=importance,
+        fine_tuning=recipe,
+        on_prune=seen.append,
+        on_step=lambda step: rates.append(step.lr),
+    )
+    assert [s.step for s in seen] == [1, 2, 3, 4]
+    assert [s.ratio for s in seen] == ratios("cubic:4", 0.9)
+    for earlier, later in itertools.pairwise(seen) if importance == "l1" else ():
+        for name, mask in masks(later.model).items():
+            assert not (mask & ~masks(earlier.model)[name]).any()
+    kept = masks(pruned)
+    assert all(torch.equal(mask, masks(seen[-1].model)[name]) for name, mask in kept.items())
+    assert all((pruned.get_parameter(name)[~mask] == 0).all() for name, mask in kept.items())
+    assert not any(torch.equal(pruned.get_parameter(name), seen[-1].model.get_parameter(name)) for name in kept)
+    peak = rates.index(max(rates))  # one schedule of the rate, not one a step
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert (pruned.plan.ratio, pruned.plan.schedule, pruned.plan.epochs) == (0.9, "gradual:4", 3)
+    assert pruned.plan.layers["conv1"].sparsity == 1 - float(kept["conv1.weight"].double().mean())
     assert evaluate(pruned, task.selection, task.metric, 100).interval.value > 0.9
 
 
@@ -91,6 +124,10 @@ def test_methods_that_look_at_data_get_it_from_the_task(importance: str) -> None
 def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ConfigError, match="fixes its ratio and cannot rise to it"):
         prune_gradually(tiny_task(), 0.5, granularity="2:4", schedule="cubic:2")
+    with pytest.raises(ConfigError, match=r"cannot be used with granularity='channel'\. Use cubic:n"):
+        prune_gradually(tiny_task(), 0.5, schedule="gradual:2", fine_tuning=RECIPE)
+    with pytest.raises(ConfigError, match=r"without it\. Give it epochs"):
+        prune_gradually(tiny_task(), 0.5, granularity="element", schedule="gradual:2")
     with pytest.raises(TaskError, match="has no training data"):
         prune_gradually(tiny_task(train=None, loss=None), 0.5, fine_tuning=RECIPE)
 

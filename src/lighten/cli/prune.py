@@ -35,7 +35,7 @@ def prune(
         str | None, typer.Option(help="global, layer or (for weights) erk.", show_default="global")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="one-shot, iterative:n or cubic:n.", show_default="one-shot")
+        str | None, typer.Option(help="one-shot, iterative:n, cubic:n or gradual:n.", show_default="one-shot")
     ] = None,
     round_to: Annotated[
         int | None, typer.Option(help="Channel counts that are left are multiples of this.", show_default="1")
@@ -49,7 +49,9 @@ def prune(
     plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take these settings from a plan.yaml; options overrule it.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="Of fine-tuning after each step; default: 1.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Of fine-tuning after each step, or of gradual:n as a whole; default: 1.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of fine-tuning.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone, as a shell pattern.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the task's data files.")] = None,

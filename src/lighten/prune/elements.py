@@ -64,7 +64,7 @@ def prune_elements(
 ) -> MaskedModule:
     """A copy of model with single weights held at zero; see lighten.prune.
 
-    What is pruned already stays pruned, and counts.
+    What is pruned already counts and stays pruned, except by methods that move the other weights: they choose anew.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or no layer takes the pattern. TaskError: calibration data is

@@ -1,19 +1,24 @@
-"""Prune gradually: a step of the schedule, fine-tuning, the next step."""
+"""Prune gradually: a step of the schedule, fine-tuning, the next step; or all steps within one fine-tuning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import CapturedModule
 from lighten.plan import Plan
+from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.patterns import parse_pattern
-from lighten.prune.schedules import ratios
+from lighten.prune.schedules import ratios, rises_within_training
 from lighten.prune.verb import prune
-from lighten.recover.finetune import FineTuneConfig, OnStep, fine_tune
+from lighten.recover.finetune import BeforeStep, FineTuneConfig, OnStep, fine_tune
 from lighten.task import Task, batches
+
+# `gradual:n` reaches its ratio at this share of the training steps; the rest trains what is left.
+RISE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +46,17 @@ def prune_gradually(
 ) -> CapturedModule:
     """task's model pruned to ratio along schedule, fine-tuned after each step; the task's model is not modified.
 
-    Single weights that a step prunes stay pruned; of channels each step takes its share of those that are left.
-    fine_tuning, teacher: of each step, see fine_tune; None = not at all. settings: the others of lighten.prune.
+    Single weights that a step prunes stay pruned, except that methods which move the others, as sparsegpt does, choose
+    anew. Of channels each step takes its share of those that are left.
+    fine_tuning, teacher: after each step, or, where the schedule rises within training, once; see fine_tune. None = not
+    at all. settings: the others of lighten.prune.
     Criteria that look at gradients see the first training samples, as many as calibration has.
     recipe_of(plan) gives the arguments that a plan holds.
 
     Raises:
-        ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps. TaskError: the task
-        has no training data and fine_tuning is given. CaptureError: the model cannot be traced.
+        ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps, or channels within
+        training. TaskError: the task has no training data and fine_tuning is given. CaptureError: the model cannot be
+        traced.
     """
     targets = ratios(schedule, ratio)
     own = {pattern: ratios(schedule, final) for pattern, final in (settings.pop("overrides", None) or {}).items()}
@@ -59,10 +67,16 @@ def prune_gradually(
         raise ConfigError(
             f"granularity='{granularity}' fixes its ratio and cannot rise to it. Use schedule='one-shot'."
         )
-    model: Any = task.model
-    for step, target in enumerate(targets, start=1):
-        share = _share_of_the_rest if structured else _share
-        model = prune(
+    within = rises_within_training(schedule)
+    if within and (structured or fine_tuning is None):
+        raise ConfigError(
+            f"schedule='{schedule}' prunes single weights while they are fine-tuned, and cannot be used "
+            + (f"with granularity='{granularity}'. Use cubic:n." if structured else "without it. Give it epochs.")
+        )
+    share = _share_of_the_rest if structured else _share
+
+    def prune_to(step: int, model: nn.Module) -> CapturedModule:
+        pruned = prune(
             model,
             share(targets, step),
             granularity=granularity,
@@ -72,17 +86,59 @@ def prune_gradually(
             **_data(task, granularity, importance),
             **settings,
         )
-        epochs = 0 if fine_tuning is None else step * fine_tuning.epochs
-        overrides = {pattern: path[step - 1] for pattern, path in own.items()}
-        model.plan = replace(model.plan, ratio=target, schedule=schedule, overrides=overrides, epochs=epochs)
+        runs = 1 if within else step
+        pruned.plan = replace(
+            pruned.plan,
+            ratio=targets[step - 1],
+            schedule=schedule,
+            overrides={pattern: path[step - 1] for pattern, path in own.items()},
+            epochs=0 if fine_tuning is None else runs * fine_tuning.epochs,
+        )
         if on_prune is not None:
-            on_prune(PruneStep(step=step, n_steps=len(targets), ratio=target, model=model))
-        if fine_tuning is not None:
-            assert task.train is not None
-            assert task.loss is not None
-            model = fine_tune(model, task.train, task.loss, fine_tuning, teacher=teacher, on_step=on_step)
-    assert isinstance(model, CapturedModule)
-    return model
+            on_prune(PruneStep(step=step, n_steps=len(targets), ratio=targets[step - 1], model=pruned))
+        return pruned
+
+    def tune(model: CapturedModule, before_step: BeforeStep | None = None) -> CapturedModule:
+        if fine_tuning is None:
+            return model
+        assert task.train is not None
+        assert task.loss is not None
+        tuned = fine_tune(
+            model, task.train, task.loss, fine_tuning, teacher=teacher, before_step=before_step, on_step=on_step
+        )
+        assert isinstance(tuned, CapturedModule)
+        if isinstance(tuned, MaskedModule):
+            tuned.hold_()  # momentum of before a pruning moves what it pruned, in the last step too
+        return tuned
+
+    model = prune_to(1, task.model)
+    if within:
+        return tune(model, _rise(len(targets), prune_to))
+    for step in range(2, len(targets) + 1):
+        model = prune_to(step, tune(model))
+    return tune(model)
+
+
+def _rise(n_prunings: int, prune_to: Callable[[int, nn.Module], CapturedModule]) -> BeforeStep:
+    """What prunes the module that is trained, again and again; the first pruning came before."""
+    reached = 1
+
+    def before_step(done: int, n_steps: int, trained: nn.Module) -> None:
+        nonlocal reached
+        due = min(n_prunings, 1 + int(n_prunings * done / (RISE * n_steps)))
+        if due == reached:
+            return
+        reached = due
+        assert isinstance(trained, CapturedModule)
+        trained.eval()
+        pruned = prune_to(due, trained)
+        trained.train()
+        with torch.no_grad():  # some methods change the weights that they leave
+            for ours, theirs in zip(trained.parameters(), pruned.parameters(), strict=True):
+                ours.copy_(theirs)
+        mask_weights(trained, masks(pruned)).plan = pruned.plan
+
+    return before_step
 
 
 def recipe_of(plan: Plan) -> dict[str, Any]:
