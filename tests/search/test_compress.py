@@ -91,7 +91,7 @@ def test_zeros_in_blocks_run_on_the_native_engine(tmp_path: Path) -> None:
     assert [(c["sparsity"], c["note"]) for c in result.data["candidates"]] == [(0.5, ""), (0.9, "")]
     assert result.accepted
     assert result.data["compressed"]["latency_ms"]["runtime"] == lighten.load(result.path / "artifact").artifact.runtime
-    assert (result.plan.runtime, result.plan.granularity, result.plan.schedule) == ("native", "block:4x1", "cubic:3")
+    assert (result.plan.runtime, result.plan.granularity, result.plan.schedule) == ("native", "block:4x1", "gradual:20")
     assert result.data["compressed"]["size_bytes"] < result.data["baseline"]["size_bytes"]
 
 

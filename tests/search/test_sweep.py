@@ -22,7 +22,6 @@ def found(
         assert isinstance(trial, Candidate)
         return replace(trial, drop=drop_of[trial.sparsity or trial.ratio])
 
-    monkeypatch.setattr(module, "_with_zeros", lambda *args: None)
     monkeypatch.setattr(module, "_recovered", lambda *args: None)
     monkeypatch.setattr(module, "_lowered", lowered)
     task = tiny_task()
@@ -59,7 +58,7 @@ def test_zeros_come_last_and_stop_at_a_hopeless_share(monkeypatch: pytest.Monkey
 def test_a_model_that_the_engine_lacks_operators_for_is_not_trained_for_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "_with_zeros", lambda *args: pytest.fail("it was trained"))
+    monkeypatch.setattr(module, "_recovered", lambda *args: pytest.fail("it was trained"))
     task = tiny_task(model=nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 4)))
     baseline = evaluate(task.model, task.selection, task.metric, 100)
     config = SweepConfig(ratios=(), sparsities=(0.8, 0.9))

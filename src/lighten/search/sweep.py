@@ -1,5 +1,5 @@
-"""The sweep: a few pruning ratios × {float, int8}, and a few shares of zeros in blocks, each built, recovered, lowered
-and scored.
+"""The sweep: a few pruning ratios × {float, int8}, and a few shares of zeros in blocks, each recovered, lowered and
+scored.
 
 The first, plain search: every candidate is a real artifact, and what is known of it was measured on it. Accuracy comes
 from selection data through the candidate's own runtime; time from processes that take turns.
@@ -20,20 +20,19 @@ from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
 from lighten.metric import Interval, Scores, paired_drop
 from lighten.plan import Plan
-from lighten.prune import prune
 from lighten.prune.gradual import PruneStep, prune_gradually
 from lighten.quantize import quantize
-from lighten.recover.finetune import FineTuneConfig, fine_tune
+from lighten.recover.finetune import FineTuneConfig, bfloat16_pays
 from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.measure import LatencySample
 from lighten.runtime.runner import load
 from lighten.task import Task, as_args, batches, evaluate
 
 DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-# Zeros in blocks that the native engine leaves out, reached in a few steps with fine-tuning after each.
+# Zeros in blocks that the native engine leaves out, reached in small steps while the rest is trained.
 DEFAULT_SPARSITIES = (0.7, 0.8, 0.9)
 BLOCK = "block:4x1"
-SPARSITY_STEPS = 3
+SPARSITY_SCHEDULE = "gradual:20"
 # A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
 MIN_STEPS = 400
 MIN_EPOCHS = 2
@@ -96,6 +95,30 @@ class Candidate:
     note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is trained once: ratio of the channels gone, then sparsity of the weights zero; lowered in each scheme."""
+
+    ratio: float = 0.0
+    sparsity: float = 0.0
+    schemes: tuple[str | None, ...] = (None,)
+
+    @property
+    def name(self) -> str:
+        """For the report, without the scheme."""
+        if self.sparsity:
+            return f"{100 * self.sparsity:g} % zeros in blocks of 4×1"
+        return f"{100 * (1 - self.ratio):g} % of channels"
+
+    def trials(self) -> list[Candidate]:
+        """A candidate for each scheme, of which nothing is known yet."""
+        names = [self.name if self.sparsity else f"{self.name}, {scheme or 'float'}" for scheme in self.schemes]
+        return [
+            Candidate(name=name, ratio=self.ratio, scheme=scheme, sparsity=self.sparsity)
+            for name, scheme in zip(names, self.schemes, strict=True)
+        ]
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the sweep is doing: done of total units of work, and a sentence."""
@@ -139,61 +162,57 @@ def sweep(
     """Build every candidate in a folder of its own below folder; they come as they are ready.
 
     baseline: the original's scores on selection data. A candidate that cannot be built comes with a note instead of a
-    path. Once a ratio's drop is beyond max_drop with its whole interval, larger ratios are not tried, and say so.
+    path. Once all of a variant drop more than max_drop with their whole intervals, larger ones are not tried, and say
+    so.
     """
-    hopeless = ""
-    n_schemes = len(config.schemes)
-    total = len(config.ratios) * n_schemes + len(config.sparsities)
-    for i, ratio in enumerate(config.ratios):
-        done = i * n_schemes
-        # All channels in float is the original itself, which is the baseline already.
-        schemes = [scheme for scheme in config.schemes if ratio or scheme is not None]
-        if hopeless:
-            yield from (Candidate(name=_name(ratio, s), ratio=ratio, scheme=s, note=hopeless) for s in schemes)
-            continue
-        tell(Progress(done, total, f"{_name(ratio, None)}: pruning and fine-tuning" if ratio else "the original"))
-        try:
-            model = _recovered(task, ratio, config, partial(_tell_part, tell, done, total))
-        except LightenError as error:
-            yield from (Candidate(name=_name(ratio, s), ratio=ratio, scheme=s, note=str(error)) for s in schemes)
-            continue
-        found: list[Candidate] = []
-        for j, scheme in enumerate(schemes):
-            tell(Progress(done + (j + 1) / 2, total, f"{_name(ratio, scheme)}: lowering and scoring"))
-            trial = Candidate(name=_name(ratio, scheme), ratio=ratio, scheme=scheme)
-            found.append(_lowered(task, baseline, model, trial, config, folder / _folder_name(ratio, scheme)))
-            yield found[-1]
-        if ratio and all(c.drop is not None and c.drop.low > max_drop for c in found):
-            hopeless = f"not tried: {found[-1].name} already drops too much, with its whole interval"
-    yield from _sparse(task, baseline, config, max_drop, folder, tell)
+    paths = _variants(config)
+    done, total = 0, sum(len(variant.schemes) for path in paths for variant in path)
+    for path in paths:
+        reason = _unfit_for_native(task) if path and path[0].sparsity else ""
+        for variant in path:
+            if reason:
+                yield from (replace(trial, note=reason) for trial in variant.trials())
+            else:
+                found = []
+                part = partial(_tell_part, tell, done, len(variant.schemes), total)
+                for candidate in _realized(task, baseline, variant, config, folder, part):
+                    found.append(candidate)
+                    yield candidate
+                changed = variant.ratio or variant.sparsity
+                if changed and all(c.drop is not None and c.drop.low > max_drop for c in found):
+                    reason = f"not tried: {found[-1].name} already drops too much, with its whole interval"
+            done += len(variant.schemes)
 
 
-def _sparse(
+def _variants(config: SweepConfig) -> tuple[list[Variant], ...]:
+    """Paths of ever more compression."""
+    # All channels in float is the original itself, which is the baseline already.
+    channels = [
+        Variant(ratio=ratio, schemes=tuple(scheme for scheme in config.schemes if ratio or scheme is not None))
+        for ratio in config.ratios
+    ]
+    return channels, [Variant(sparsity=sparsity) for sparsity in config.sparsities]
+
+
+def _realized(
     task: Task,
     baseline: Scores,
+    variant: Variant,
     config: SweepConfig,
-    max_drop: float,
     folder: Path,
-    tell: OnProgress,
+    tell: Callable[[float, str], None],
 ) -> Iterator[Candidate]:
-    """A candidate for each share of zeros; they come last in the sweep."""
-    hopeless = _unfit_for_native(task) if config.sparsities else ""
-    start = len(config.ratios) * len(config.schemes)
-    total = start + len(config.sparsities)
-    for i, sparsity in enumerate(config.sparsities):
-        name = f"{100 * sparsity:g} % zeros in blocks of 4×1"
-        found = Candidate(name=name, ratio=0.0, scheme=None, sparsity=sparsity, note=hopeless)
-        if not hopeless:
-            tell(Progress(start + i, total, f"{name}: pruning and fine-tuning"))
-            try:
-                model = _with_zeros(task, sparsity, config, partial(_tell_part, tell, start + i, total))
-                tell(Progress(start + i + 1, total, f"{name}: lowering and scoring"))
-                found = _lowered(task, baseline, model, found, config, folder / f"zeros-{round(1000 * sparsity):03d}")
-            except LightenError as error:
-                found = replace(found, note=str(error))
-            if found.drop is not None and found.drop.low > max_drop:
-                hopeless = f"not tried: {name} already drops too much, with its whole interval"
-        yield found
+    """variant's candidates, trained and lowered, or with a note why not. tell: share of the work, and a sentence."""
+    trials = variant.trials()
+    tell(0.0, f"{variant.name}: pruning and fine-tuning" if variant.ratio or variant.sparsity else "the original")
+    try:
+        model = _recovered(task, variant, config, lambda share: tell(0.8 * share, ""))
+    except LightenError as error:
+        yield from (replace(trial, note=str(error)) for trial in trials)
+        return
+    for i, trial in enumerate(trials):
+        tell(0.8 + 0.2 * i / len(trials), f"{trial.name}: lowering and scoring")
+        yield _lowered(task, baseline, model, trial, config, folder / _folder_name(trial))
 
 
 def called_like(model: CapturedModule, artifact: Path) -> Callable[..., Any]:
@@ -209,7 +228,7 @@ def representative_inputs(task: Task, batch: int) -> dict[str, Any]:
     return {name: value.numpy() for name, value in named.items()}
 
 
-def fine_tuning(n_train: int, config: SweepConfig) -> FineTuneConfig:
+def fine_tuning(n_train: int, config: SweepConfig, *, bfloat16: bool = False) -> FineTuneConfig:
     """The recipe for a training set of that size."""
     batch_size = max(1, min(MAX_BATCH, n_train // MIN_STEPS_AN_EPOCH))
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / (n_train // batch_size)))
@@ -220,36 +239,40 @@ def fine_tuning(n_train: int, config: SweepConfig) -> FineTuneConfig:
         seed=config.seed,
         grad_clip=5.0,
         distill_weight=config.distill_weight,
+        bfloat16=bfloat16,
     )
 
 
-def _recovered(task: Task, ratio: float, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
-    if ratio == 0:
+def _recovered(task: Task, variant: Variant, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
+    """The task's model pruned as variant says, and fine-tuned where there is training data."""
+    if not variant.ratio and not variant.sparsity:
         return capture(task.model, task.example_inputs)
-    pruned = prune(
-        task.model,
-        ratio,
+    recipe = None
+    if task.train is not None and task.loss is not None:
+        recipe = fine_tuning(len(task.train), config, bfloat16=bfloat16_pays(task.model))  # type: ignore[arg-type]
+    how: dict[str, Any] = {"scope": "layer", "round_to": config.round_to}
+    if variant.sparsity:
+        how = {"granularity": BLOCK, "schedule": "one-shot" if recipe is None else SPARSITY_SCHEDULE}
+
+    def on_prune(step: PruneStep) -> None:
+        layers = step.model.plan.layers.values()
+        if variant.ratio and all(layer.kept == layer.channels for layer in layers):
+            raise ConfigError(
+                f"ratio={variant.ratio} removes nothing: {len(step.model.plan.skipped)} layers cannot be pruned."
+            )
+
+    pruned = prune_gradually(
+        task,
+        variant.sparsity or variant.ratio,
         importance=config.importance,
-        scope="layer",
-        round_to=config.round_to,
-        example_inputs=task.example_inputs,
+        fine_tuning=recipe,
+        teacher=task.model if recipe is not None and recipe.distill_weight > 0 else None,
+        on_prune=on_prune,
+        on_step=lambda step: tell(step.step / step.n_steps),
+        **how,
     )
-    if all(layer.kept == layer.channels for layer in pruned.plan.layers.values()):
-        raise ConfigError(f"ratio={ratio} removes nothing: {len(pruned.plan.skipped)} layers cannot be pruned.")
-    if task.train is None or task.loss is None:
-        return pruned
-    recipe = fine_tuning(len(task.train), config)  # type: ignore[arg-type]
-    tuned = fine_tune(
-        pruned,
-        task.train,
-        task.loss,
-        recipe,
-        teacher=task.model if config.distill_weight > 0 else None,
-        on_step=lambda step: tell(0.5 * step.step / step.n_steps),
-    )
-    assert isinstance(tuned, CapturedModule)
-    tuned.plan = replace(pruned.plan, epochs=recipe.epochs, seed=config.seed)
-    return tuned
+    pruned.plan = replace(pruned.plan, seed=config.seed)
+    return pruned
 
 
 def _unfit_for_native(task: Task) -> str:
@@ -260,29 +283,6 @@ def _unfit_for_native(task: Task) -> str:
     except LightenError as error:
         return f"not tried: {error}"
     return ""
-
-
-def _with_zeros(task: Task, sparsity: float, config: SweepConfig, tell: Callable[[float], None]) -> CapturedModule:
-    recipe, steps, done = None, 1, 0
-    if task.train is not None and task.loss is not None:
-        whole = fine_tuning(len(task.train), config)  # type: ignore[arg-type]
-        recipe, steps = replace(whole, epochs=-(-whole.epochs // SPARSITY_STEPS)), SPARSITY_STEPS
-
-    def on_prune(step: PruneStep) -> None:
-        nonlocal done
-        done = step.step - 1
-
-    return prune_gradually(
-        task,
-        sparsity,
-        schedule=f"cubic:{steps}",
-        granularity=BLOCK,
-        importance=config.importance,
-        fine_tuning=recipe,
-        teacher=task.model if recipe is not None and recipe.distill_weight > 0 else None,
-        on_prune=on_prune,
-        on_step=lambda step: tell((done + step.step / step.n_steps) / steps),
-    )
 
 
 def _lowered(
@@ -315,13 +315,11 @@ def _lowered(
     )
 
 
-def _tell_part(tell: OnProgress, done: float, total: float, part: float) -> None:
-    tell(Progress(done + part, total, ""))
+def _tell_part(tell: OnProgress, done: int, n_trials: int, total: int, share: float, doing: str) -> None:
+    tell(Progress(done + share * n_trials, total, doing))
 
 
-def _name(ratio: float, scheme: str | None) -> str:
-    return f"{100 * (1 - ratio):g} % of channels, {scheme or 'float'}"
-
-
-def _folder_name(ratio: float, scheme: str | None) -> str:
-    return f"{round(1000 * ratio):03d}-{scheme or 'float'}"
+def _folder_name(trial: Candidate) -> str:
+    if trial.sparsity:
+        return f"zeros-{round(1000 * trial.sparsity):03d}"
+    return f"{round(1000 * trial.ratio):03d}-{trial.scheme or 'float'}"
