@@ -1,11 +1,11 @@
 """From a module to the program of the native engine: names resolved, activations and additions fused into products."""
 
+import math
 import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor, fx
@@ -14,8 +14,9 @@ from lighten.errors import CaptureError
 from lighten.export.torch import to_torch
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule
+from lighten.quantize.weight_ops import OPERATORS, dequantize_packed
 from lighten.runtime.native import PLAN, WEIGHTS
-from lighten.runtime.native.packed import Packed, pack
+from lighten.runtime.native.packed import Array, Grid, Packed, pack
 from lighten.runtime.native.program import Cat, Conv, Elements, Mean, Op, Pool, Program, Reshape
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.spec import TensorSpec
@@ -52,13 +53,18 @@ def to_native(
 
     def write_files(folder: Path) -> None:
         (folder / PLAN).write_text(program.to_json(), encoding="utf-8")
-        arrays = {k: v for name, weight in reader.weights.items() for k, v in weight.to_arrays(name).items()}
+        tensors = program.tensors
+        arrays: dict[str, Array] = {}
+        for op in program.ops:
+            if isinstance(op, Conv):
+                n_columns = tensors[op.inputs[0]].rows * math.prod(op.kernel)
+                arrays |= reader.weights[op.weight].to_arrays(op.weight, n_columns, reader.grids.get(op.weight))
         save_file(arrays, folder / WEIGHTS)
 
     return write_files, inputs, outputs
 
 
-def best_block(weight: np.ndarray[Any, Any], groups: int) -> int:
+def best_block(weight: Array, groups: int) -> int:
     """The R of COST at which this weight is cheapest: the pattern of its zeros decides."""
     if weight.shape[0] // groups == 1 and groups > 1:
         return 1
@@ -72,6 +78,7 @@ class _Reader:
         self.sizes: list[Sizes] = []
         self.at: dict[fx.Node, int] = {}
         self.weights: dict[str, Packed] = {}
+        self.grids: dict[str, Grid] = {}
         self.fused: set[fx.Node] = set()
 
     def read(self) -> Program:
@@ -97,7 +104,7 @@ class _Reader:
     def _call(self, node: fx.Node) -> None:
         target: Any = node.target
         given = arguments(node)
-        if target is aten.sym_size.int or target is operator.mul:
+        if target is aten.sym_size.int or target is operator.mul or target in OPERATORS:  # read by what uses them
             return
         if target in (aten.conv2d.default, aten.linear.default):
             self._product(node, given)
@@ -152,11 +159,13 @@ class _Reader:
         is_conv = node.target is aten.conv2d.default
         x, groups = self._value(node, given["input"]), given.get("groups", 1)
         self._must(node, is_conv or node.meta["val"].ndim == 2)
-        weight = self._array(node, given["weight"])
+        weight, grid = self._weight(node, given["weight"])
         bias = None if given["bias"] is None else self._array(node, given["bias"])
         block = best_block(weight, groups)
         name = f"w{len(self.weights)}"
         self.weights[name] = pack(weight, bias, block, groups)
+        if grid is not None:
+            self.grids[name] = grid
         last, inputs, act = node, [x], "none"
         user = _only_user(last)
         if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:
@@ -172,6 +181,7 @@ class _Reader:
         if is_conv:
             window = {"kernel": tuple(weight.shape[2:])}
             window |= {k: _pair(given[k]) for k in ("stride", "padding", "dilation")}
+        window |= {} if grid is None else {"bits": grid.bits}
         op = Conv(inputs=tuple(inputs), weight=name, rows=weight.shape[0], block=block, act=act, **window)
         self._add(last, op)
 
@@ -213,14 +223,33 @@ class _Reader:
         self._must(node, isinstance(x, fx.Node) and x in self.at)
         return self.at[x]
 
-    def _array(self, node: fx.Node, x: Any) -> np.ndarray[Any, Any]:
+    def _weight(self, node: fx.Node, x: Any) -> tuple[Array, Grid | None]:
+        """A weight in float32 and, where it is stored as integers with a scale for each output, their grid."""
+        if not isinstance(x, fx.Node) or x.target not in OPERATORS:
+            return self._array(node, x), None
+        target: Any = x.target
+        given: dict[str, Any] = {
+            k: self._constant(node, v) if isinstance(v, fx.Node) else v for k, v in arguments(x).items()
+        }
+        value = target(**given)
+        self._must(node, value.dtype == torch.float32)
+        is_grid = target is dequantize_packed and given["zero_point"] is None and given["scale"].shape[1] == 1
+        grid = Grid(given["bits"], given["scale"][:, 0].numpy()) if is_grid else None
+        return value.numpy(), grid
+
+    def _array(self, node: fx.Node, x: Any) -> Array:
+        value = self._constant(node, x)
+        self._must(node, value.dtype == torch.float32)
+        array: Array = value.numpy()
+        return array
+
+    def _constant(self, node: fx.Node, x: Any) -> Tensor:
         self._must(node, isinstance(x, fx.Node) and x.op == "get_attr")
         value: Any = self.module
         for part in str(x.target).split("."):
             value = getattr(value, part)
-        self._must(node, value.dtype == torch.float32)
-        array: np.ndarray[Any, Any] = value.detach().numpy()
-        return array
+        constant: Tensor = value.detach()
+        return constant
 
     def _must(self, node: fx.Node, holds: bool) -> None:
         if not holds:

@@ -22,7 +22,7 @@ from lighten.export.native import to_native
 from lighten.graph.capture import capture
 from lighten.runtime.native.engine import Engine, aligned
 from lighten.runtime.native.jit import host_target
-from lighten.runtime.native.packed import Packed, pack, read_packed
+from lighten.runtime.native.packed import Grid, Packed, index_type, pack, read_packed
 from lighten.runtime.native.program import Conv, Elements, Mean, Pool, Program
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.schedule import Target, tile
@@ -255,12 +255,14 @@ def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
     )
     try:
         program = Program.from_json(json.dumps(raw))
-        arrays = {k: v for n, w in WEIGHTS.items() for k, v in w.to_arrays(n).items()}
+        arrays = {k: v for n, w in WEIGHTS.items() for k, v in w.to_arrays(n, COLUMNS[n], GRIDS.get(n)).items()}
         tensors, weights = program.tensors, {}
         for op in program.ops:
             if isinstance(op, Conv):
                 columns = tensors[op.inputs[0]].rows * op.kernel[0] * op.kernel[1]
-                weights[op.weight] = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=columns)
+                weights[op.weight] = read_packed(
+                    arrays, op.weight, rows=op.rows, block=op.block, n_columns=columns, bits=op.bits
+                )
     except ArtifactError:
         return
     shape, out = program.inputs[0], program.tensors[program.outputs[0]]
@@ -272,14 +274,16 @@ WEIGHTS = {
     "w": pack(np.ones((6, 3, 3, 3), np.float32), None, 4),
     "v": pack(np.ones((6, 6, 1, 1), np.float32), None, 1),
 }
+COLUMNS = {"w": 27, "v": 6}
+GRIDS = {"v": Grid(3, np.ones(6, np.float32))}
 
 
 @settings(max_examples=60, deadline=None)
 @given(part=st.sampled_from(["ptr", "index"]), at=st.integers(0, 53), value=st.integers(-(2**31), 2**31 - 1))
 def test_a_damaged_index_never_reaches_native_code(part: str, at: int, value: int) -> None:
-    arrays = {key: array.copy() for key, array in WEIGHTS["w"].to_arrays("w").items()}
+    arrays = {key: array.copy() for key, array in WEIGHTS["w"].to_arrays("w", 27).items()}
     array = arrays[f"w.{part}"]
-    array[at % len(array)] = value
+    array[at % len(array)] = np.array(value).astype(array.dtype)
     try:
         packed = read_packed(arrays, "w", rows=6, block=4, n_columns=27)
     except ArtifactError:
@@ -287,6 +291,51 @@ def test_a_damaged_index_never_reaches_native_code(part: str, at: int, value: in
     assert (np.diff(packed.ptr) >= 0).all()
     assert (packed.ptr[0], packed.ptr[-1]) == (0, len(packed.index))
     assert ((packed.index >= 0) & (packed.index < 27)).all()
+
+
+@given(
+    bits=st.integers(2, 8),
+    block=st.sampled_from([1, 4, 8]),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 300)),
+    density=st.sampled_from([0.0, 0.1, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_values_on_a_grid_are_stored_as_codes(
+    bits: int, block: int, shape: tuple[int, int], density: float, seed: int
+) -> None:
+    make = np.random.default_rng(seed)
+    code = make.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape) * (make.random(shape) < density)
+    scale = make.choice([0.0, 1e-3, 0.3, 700.0], len(code)).astype(np.float32)
+    packed = pack((code * scale[:, None]).astype(np.float32), scale, block)
+    arrays = packed.to_arrays("w", shape[1], Grid(bits, scale))
+    assert arrays["w.code"].nbytes == -(-packed.value.size * bits // 8)
+    assert arrays["w.index"].itemsize == (1 if shape[1] <= 256 else 2) == index_type(shape[1]).itemsize
+    read = read_packed(arrays, "w", rows=len(code), block=block, n_columns=shape[1], bits=bits)
+    for part in ("ptr", "index", "value", "bias"):
+        np.testing.assert_array_equal(getattr(read, part), getattr(packed, part))
+    for cut in ("code", "scale"):
+        with pytest.raises(ArtifactError, match="is not a packed matrix"):
+            short = arrays | {f"w.{cut}": np.append(arrays[f"w.{cut}"], arrays[f"w.{cut}"].dtype.type(0))}
+            read_packed(short, "w", rows=len(code), block=block, n_columns=shape[1], bits=bits)
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("w8", 8), ("w4", 4), ("w4-g32", 32), ("nf4-g64", 32)])
+def test_quantized_weights_run_and_are_stored_small(scheme: str, bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 64)
+    ).eval()
+    x = torch.randn(2, 3, 8, 8)
+    sparse = lighten.prune(net, 0.8, granularity="block:4x1", example_inputs=(x,))
+    quantized = lighten.quantize(sparse, scheme, example_inputs=(x,))
+    artifact = lighten.export(quantized, (x,), tmp_path / "out", runtime="native")
+    close(lighten.load(artifact.path)(x), quantized(x).detach())  # the codes' own values, not float ones
+    program = Program.from_json((artifact.path / "plan.json").read_bytes())
+    assert [op.bits for op in program.ops if isinstance(op, Conv)] == [bits, bits]
+    plain = lighten.export(sparse, (x,), tmp_path / "float", runtime="native")
+    saved = plain.size_bytes - artifact.size_bytes
+    n_values = sum(int((p != 0).sum()) for p in sparse.parameters() if p.ndim > 1)
+    assert saved > 0.9 * n_values * (32 - bits) / 8 - 4 * (16 + 64 + 4) - 1000  # scales, the plan's words
 
 
 @given(

@@ -40,7 +40,9 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
         for op in program.ops:
             if isinstance(op, Conv):
                 n_columns = tensors[op.inputs[0]].rows * op.kernel[0] * op.kernel[1]
-                weights[op.weight] = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns)
+                weights[op.weight] = read_packed(
+                    arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns, bits=op.bits
+                )
         _must_match(artifact, "inputs", artifact.inputs, [(t.rows * t.height * t.width) for t in program.inputs])
         sizes = [tensors[at] for at in program.outputs]
         _must_match(artifact, "outputs", artifact.outputs, [t.rows * t.height * t.width for t in sizes])

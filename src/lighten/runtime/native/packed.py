@@ -4,6 +4,10 @@
 
 R = 1 is unstructured; at density 1 every R is a dense matrix. Indices are logical (channel, ky, kx), so the same file
 serves every layout; where the data lies is worked out after they have been checked.
+
+In a file an index has the fewest bytes that hold the number of columns, and values are float32, or integer codes of 2
+to 8 bits with a scale for each output, value = (code - 2^(bits-1)) · scale. Codes become float32 when they are read:
+they make the file smaller and leave the speed alone.
 """
 
 from collections.abc import Mapping
@@ -15,7 +19,7 @@ import numpy as np
 from lighten.errors import ArtifactError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-PARTS = ("ptr", "index", "value", "bias")
+FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,48 @@ class Packed:
         """R, outputs to a block."""
         return int(self.value.shape[1])
 
-    def to_arrays(self, name: str) -> dict[str, Array]:
-        """As an artifact stores it."""
-        return {f"{name}.{part}": getattr(self, part) for part in PARTS}
+    def to_arrays(self, name: str, n_columns: int, grid: "Grid | None" = None) -> dict[str, Array]:
+        """As an artifact stores it. grid: on which all values lie, None = store them as they are."""
+        parts = {"ptr": self.ptr, "index": self.index.astype(index_type(n_columns)), "bias": self.bias}
+        if grid is None:
+            parts["value"] = self.value
+        else:
+            scale = np.zeros(len(self.bias), np.float32)
+            scale[: len(grid.scale)] = grid.scale
+            parts |= {"scale": scale, "code": grid.encode(self.value, _of_values(scale, self.ptr))}
+        return {f"{name}.{part}": array for part, array in parts.items()}
 
     def dense(self, n_columns: int) -> Array:
         """The matrix [blocks · R, n_columns]; for tests, and to pack anew."""
         found = np.zeros((len(self.ptr) - 1, n_columns, self.block), np.float32)
         found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.value
         return found.transpose(0, 2, 1).reshape(-1, n_columns)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Evenly spaced values: integers of that many bits, symmetric, times scale [rows]."""
+
+    bits: int
+    scale: Array
+
+    def encode(self, value: Array, scale: Array) -> Array:
+        """The codes of value, which lies on the grid of scale, both [nnz, R]; a stream of bits, lowest first."""
+        # A scale is 0 where the whole row is.
+        code = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int64) + 2 ** (self.bits - 1)
+        return np.packbits(code.reshape(-1, 1) >> np.arange(self.bits) & 1, bitorder="little")
+
+
+def decode(stream: Array, shape: tuple[int, int], bits: int, scale: Array) -> Array:
+    """The inverse of Grid.encode: values float32 of that shape; scale: of each."""
+    code = np.unpackbits(stream, count=shape[0] * shape[1] * bits, bitorder="little").reshape(*shape, bits)
+    value: Array = ((code @ (1 << np.arange(bits)) - 2 ** (bits - 1)) * scale).astype(np.float32)
+    return value
+
+
+def index_type(n_columns: int) -> np.dtype[Any]:
+    """The type with the fewest bytes that holds every column."""
+    return np.min_scalar_type(n_columns - 1)
 
 
 def pack(weight: Array, bias: Array | None, block: int, groups: int = 1) -> Packed:
@@ -62,31 +99,53 @@ def pack(weight: Array, bias: Array | None, block: int, groups: int = 1) -> Pack
     return Packed(ptr, (key % width).astype(np.int32), values, biases)
 
 
-def read_packed(arrays: Mapping[str, Array], name: str, *, rows: int, block: int, n_columns: int) -> Packed:
+def read_packed(
+    arrays: Mapping[str, Array], name: str, *, rows: int, block: int, n_columns: int, bits: int = FLOAT_BITS
+) -> Packed:
     """The weight of that name, with every index and size checked; arrays come from a file and are not trusted.
 
     Raises:
-        ArtifactError: it is missing, or is not a packed [rows, n_columns] matrix.
+        ArtifactError: it is missing, or is not a packed [rows, n_columns] matrix of values of that many bits.
     """
-    n_blocks = -(-rows // block)
-    ptr, index, value, bias = (read_array(arrays, f"{name}.{part}") for part in PARTS)
+    n_rows = -(-rows // block) * block
+    ptr, index, bias = (read_array(arrays, f"{name}.{part}") for part in ("ptr", "index", "bias"))
     nnz = len(index) if index.ndim == 1 else -1
     right = (
-        (ptr.dtype.name, ptr.shape) == ("int32", (n_blocks + 1,))
-        and (index.dtype.name, index.shape) == ("int32", (nnz,))
-        and (value.dtype.name, value.shape) == ("float32", (nnz, block))
-        and (bias.dtype.name, bias.shape) == ("float32", (n_blocks * block,))
+        _is(ptr, "int32", (n_rows // block + 1,))
+        and _is(index, index_type(n_columns).name, (nnz,))
+        and _is(bias, "float32", (n_rows,))
         and ptr[0] == 0
         and ptr[-1] == nnz
         and bool(np.all(ptr[1:] >= ptr[:-1]))
-        and (nnz == 0 or (int(index.min()) >= 0 and int(index.max()) < n_columns))
+        and (nnz == 0 or int(index.max()) < n_columns)
     )
-    if not right:
+    value = _read_values(arrays, name, (nnz, block), bits, ptr) if right else None
+    if value is None:
         raise ArtifactError(
             f"The weight '{name}' is not a packed matrix of {rows} x {n_columns} in blocks of {block}. The file was "
             "damaged or was not written by lighten: export the model again."
         )
-    return Packed(ptr, index, value, bias)
+    return Packed(ptr, index.astype(np.int32), value, bias)
+
+
+def _read_values(arrays: Mapping[str, Array], name: str, shape: tuple[int, int], bits: int, ptr: Array) -> Array | None:
+    """float32 of that shape; None where what is stored does not fit it."""
+    if bits == FLOAT_BITS:
+        value = read_array(arrays, f"{name}.value")
+        return value if _is(value, "float32", shape) else None
+    stream, scale = (read_array(arrays, f"{name}.{part}") for part in ("code", "scale"))
+    fits = _is(stream, "uint8", (-(-shape[0] * shape[1] * bits // 8),))
+    fits = fits and _is(scale, "float32", ((len(ptr) - 1) * shape[1],))
+    return decode(stream, shape, bits, _of_values(scale, ptr)) if fits else None
+
+
+def _of_values(per_row: Array, ptr: Array) -> Array:
+    """[nnz, R] from [blocks · R]."""
+    return np.repeat(per_row.reshape(len(ptr) - 1, -1), np.diff(ptr), axis=0)
+
+
+def _is(array: Array, dtype: str, shape: tuple[int, ...]) -> bool:
+    return (array.dtype.name, array.shape) == (dtype, shape)
 
 
 def read_array(arrays: Mapping[str, Array], name: str) -> Array:

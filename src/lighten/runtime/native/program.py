@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
 from lighten.errors import ArtifactError
+from lighten.runtime.native.packed import FLOAT_BITS
 
-VERSION = 1
+VERSION = 2
 MAX_SIZE = 2**28  # elements of a tensor of one sample, and rows, columns and kernels far below it
 ACTIVATIONS = (*("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh"),)
 BLOCKS = (1, 2, 4, 8, 16)
+BITS = (*range(2, 9), FLOAT_BITS)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Conv:
 
     weight: the name of a packed weight with `block` outputs to a block, whose indices count (channel, ky, kx) over all
     input channels, so that groups are zeros like any others. A linear layer is a convolution with a 1 x 1 kernel.
+    bits: of a stored value, see packed.py.
     """
 
     kind: ClassVar[str] = "conv"
@@ -49,6 +52,7 @@ class Conv:
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     act: str = "none"
+    bits: int = FLOAT_BITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,7 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
     x = inputs[0] if inputs else Tensor(0, 0, 0)
     match op:
         case Conv():
-            _must(op.block in BLOCKS and op.rows > 0 and op.act in ACTIVATIONS, f"{op}")
+            _must(op.block in BLOCKS and op.bits in BITS and op.rows > 0 and op.act in ACTIVATIONS, f"{op}")
             out = Tensor(op.rows, *_window(op, x))
             _must(len(inputs) == 1 or inputs[1] == out, f"residual {inputs[1:]} beside {out}")
             return out
