@@ -21,7 +21,7 @@ from lighten.graph.count import count_macs, count_parameters
 from lighten.metric import paired_drop
 from lighten.prune import prune
 from lighten.prune.importance.unit_data import unit_importance
-from lighten.recover.finetune import FineTuneConfig, fine_tune
+from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, fine_tune
 from lighten.registry import importance
 from lighten.task import Task, batches, evaluate, load_task
 
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     task = load_task("fashion-mnist")
     train = task.train if args.samples is None else Subset(task.train, range(args.samples))
-    recipe = FineTuneConfig(epochs=args.epochs, lr=args.lr)
+    recipe = FineTuneConfig(epochs=args.epochs, lr=args.lr, bfloat16=bfloat16_pays(task.model))
     dense = evaluate(task.model, task.holdout, task.metric, 250)
     macs = count_macs(task.model, task.example_inputs)
     print(json.dumps({"criterion": "dense", "accuracy": dense.interval.value, "macs": macs}), flush=True)

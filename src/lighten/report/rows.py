@@ -13,7 +13,7 @@ from lighten.report.plots import Point
 
 Json = dict[str, Any]
 FLOAT = "float"
-WITH_ZEROS = "float with zeros"
+WITH_ZEROS = " with zeros"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _layer(name: str, layer: LayerPlan, plan: Plan) -> Layer:
 
 
 def _scheme(candidate: Json) -> str:
-    return str(candidate.get("scheme") or (WITH_ZEROS if candidate.get("sparsity") else FLOAT))
+    return str(candidate.get("scheme") or FLOAT) + (WITH_ZEROS if candidate.get("sparsity") else "")
 
 
 def _trial(candidate: Json, series: int, result: Json) -> Trial:

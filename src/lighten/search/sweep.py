@@ -22,6 +22,7 @@ from lighten.metric import Interval, Scores, paired_drop
 from lighten.plan import Plan
 from lighten.prune.gradual import PruneStep, prune_gradually
 from lighten.quantize import quantize
+from lighten.quantize.scheme import parse_scheme
 from lighten.recover.finetune import FineTuneConfig, bfloat16_pays
 from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.measure import LatencySample
@@ -44,7 +45,8 @@ MIN_STEPS_AN_EPOCH = 20
 class SweepConfig:
     """ratios: ascending shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
 
-    sparsities: ascending shares of zeros, of float networks on the native engine.
+    sparsities: ascending shares of zeros, of networks on the native engine, and sparse_schemes of their weights, which
+    make the file smaller and nothing faster.
     epochs: of fine-tuning, None = as many as make MIN_STEPS steps, at least MIN_EPOCHS. lr, distill_weight: of
     fine-tuning; the original model teaches.
     """
@@ -52,6 +54,7 @@ class SweepConfig:
     ratios: tuple[float, ...] = DEFAULT_RATIOS
     schemes: tuple[str | None, ...] = (None, "w8a8")
     sparsities: tuple[float, ...] = DEFAULT_SPARSITIES
+    sparse_schemes: tuple[str | None, ...] = (None, "w8")
     importance: str = "l2"
     round_to: int = 8
     epochs: int | None = None
@@ -112,10 +115,9 @@ class Variant:
 
     def trials(self) -> list[Candidate]:
         """A candidate for each scheme, of which nothing is known yet."""
-        names = [self.name if self.sparsity else f"{self.name}, {scheme or 'float'}" for scheme in self.schemes]
         return [
-            Candidate(name=name, ratio=self.ratio, scheme=scheme, sparsity=self.sparsity)
-            for name, scheme in zip(names, self.schemes, strict=True)
+            Candidate(name=f"{self.name}, {scheme or 'float'}", ratio=self.ratio, scheme=scheme, sparsity=self.sparsity)
+            for scheme in self.schemes
         ]
 
 
@@ -191,7 +193,8 @@ def _variants(config: SweepConfig) -> tuple[list[Variant], ...]:
         Variant(ratio=ratio, schemes=tuple(scheme for scheme in config.schemes if ratio or scheme is not None))
         for ratio in config.ratios
     ]
-    return channels, [Variant(sparsity=sparsity) for sparsity in config.sparsities]
+    zeros = [Variant(sparsity=sparsity, schemes=config.sparse_schemes) for sparsity in config.sparsities]
+    return channels, zeros
 
 
 def _realized(
@@ -294,11 +297,7 @@ def _lowered(
     runtime = "native" if trial.sparsity else "onnxruntime"
     try:
         if trial.scheme is not None:
-            bits = 7 if int8_saturates(this_cpu()) else None
-            calibration = batches(task.calibration, task.batch_size)
-            model = quantize(
-                model, trial.scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits
-            )
+            model = _quantized(task, model, trial.scheme)
         model.plan = replace(model.plan, threads=config.threads, seed=config.seed, runtime=runtime)
         artifact = export(model, task.example_inputs, folder, runtime=runtime, threads=config.threads)
         scores = evaluate(called_like(model, artifact.path), task.selection, task.metric, task.batch_size)
@@ -315,11 +314,18 @@ def _lowered(
     )
 
 
+def _quantized(task: Task, model: CapturedModule, scheme: str) -> CapturedModule:
+    if parse_scheme(scheme).activation_bits is None:
+        return quantize(model, scheme, example_inputs=task.example_inputs)
+    bits = 7 if int8_saturates(this_cpu()) else None
+    calibration = batches(task.calibration, task.batch_size)
+    return quantize(model, scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits)
+
+
 def _tell_part(tell: OnProgress, done: int, n_trials: int, total: int, share: float, doing: str) -> None:
     tell(Progress(done + share * n_trials, total, doing))
 
 
 def _folder_name(trial: Candidate) -> str:
-    if trial.sparsity:
-        return f"zeros-{round(1000 * trial.sparsity):03d}"
-    return f"{round(1000 * trial.ratio):03d}-{trial.scheme or 'float'}"
+    share = f"zeros-{round(1000 * trial.sparsity):03d}" if trial.sparsity else f"{round(1000 * trial.ratio):03d}"
+    return f"{share}-{trial.scheme or 'float'}"

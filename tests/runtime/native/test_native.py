@@ -314,9 +314,9 @@ def test_values_on_a_grid_are_stored_as_codes(
     for part in ("ptr", "index", "value", "bias"):
         np.testing.assert_array_equal(getattr(read, part), getattr(packed, part))
     for cut in ("code", "scale"):
+        longer = arrays | {f"w.{cut}": np.append(arrays[f"w.{cut}"], arrays[f"w.{cut}"].dtype.type(0))}
         with pytest.raises(ArtifactError, match="is not a packed matrix"):
-            short = arrays | {f"w.{cut}": np.append(arrays[f"w.{cut}"], arrays[f"w.{cut}"].dtype.type(0))}
-            read_packed(short, "w", rows=len(code), block=block, n_columns=shape[1], bits=bits)
+            read_packed(longer, "w", rows=len(code), block=block, n_columns=shape[1], bits=bits)
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("w8", 8), ("w4", 4), ("w4-g32", 32), ("nf4-g64", 32)])
