@@ -88,12 +88,8 @@ def static_request(
     steps: tuple[str, ...],
 ) -> tuple[CapturedModule, StaticRequest]:
     """model captured, and what is asked for, checked; arguments and errors as of quantize."""
-    name = assignment.name
-    if weight_bits is not None:
-        check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
-    for scheme in assignment.schemes:
-        _must_round_for_kernels(method, scheme)
-    first, batches = _peek(calibration, f"{name} needs calibration data to find the ranges of activations")
+    _must_suit_kernels(assignment, method, weight_bits)
+    first, batches = _peek(calibration, f"{assignment.name} needs calibration data to find the ranges of activations")
     inputs = as_args(first) if example_inputs is None else example_inputs
     _must_be_float32(model, inputs)
     return capture(model, inputs), StaticRequest(
@@ -118,22 +114,11 @@ def _at_run_time(
     weight_bits: int | None,
     steps: tuple[str, ...],
 ) -> CapturedModule:
-    for name, value in (("observer", observer), ("steps", steps or None)):
-        if value is not None:
-            raise ConfigError(f"{name}={value!r} has no meaning for {assignment.name}, whose ranges are found later.")
-    if weight_bits is not None:
-        check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
-    for scheme in assignment.schemes:
-        _must_round_for_kernels(config, scheme)
-    batches: Iterable[Any] = ()
-    if config.needs_inputs or example_inputs is None:
-        why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
-        if config.needs_inputs:
-            why = f"{entry_of(config).name} looks at the inputs of layers"
-        first, batches = _peek(calibration, why)
-        example_inputs = as_args(first) if example_inputs is None else example_inputs
-    _must_be_float32(model, example_inputs)
-    captured = capture(model, example_inputs)
+    _must_not_be_given(f"{assignment.name}, whose ranges are found later", observer=observer, steps=steps)
+    _must_suit_kernels(assignment, config, weight_bits)
+    inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs)
+    _must_be_float32(model, inputs)
+    captured = capture(model, inputs)
     request = DynamicRequest(
         assignment=assignment, bits=weight_bits, method=config, batches=batches, exclude=tuple(exclude)
     )
@@ -158,19 +143,25 @@ def _weights_alone(
     weight_bits: int | None,
     steps: tuple[str, ...],
 ) -> CapturedModule:
-    for name, value in (("observer", observer), ("weight_bits", weight_bits), ("steps", steps or None)):
-        if value is not None:
-            raise ConfigError(f"{name}={value!r} has no meaning for {assignment.name}, which leaves activations alone.")
-    batches: Iterable[Any] = ()
-    if config.needs_inputs or example_inputs is None:
-        why = f"{entry_of(config).name} looks at the inputs of layers"
-        if not config.needs_inputs:
-            why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
-        first, batches = _peek(calibration, why)
-        example_inputs = as_args(first) if example_inputs is None else example_inputs
-    captured = capture(model, example_inputs)
+    why = f"{assignment.name}, which leaves activations alone"
+    _must_not_be_given(why, observer=observer, weight_bits=weight_bits, steps=steps)
+    inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs)
+    captured = capture(model, inputs)
     quantize_weights(captured, assignment, config, batches, exclude)
     return captured
+
+
+def _must_not_be_given(what: str, **settings: Any) -> None:
+    for name, value in settings.items():
+        if value not in (None, ()):
+            raise ConfigError(f"{name}={value!r} has no meaning for {what}.")
+
+
+def _must_suit_kernels(assignment: Assignment, config: MethodConfig, weight_bits: int | None) -> None:
+    if weight_bits is not None:
+        check_weight_bits(weight_bits, max(scheme.weight_bits for scheme in assignment.schemes))
+    for scheme in assignment.schemes:
+        _must_round_for_kernels(config, scheme)
 
 
 def _must_round_for_kernels(config: MethodConfig, scheme: Scheme) -> None:
@@ -188,6 +179,22 @@ def method_config(method: str | MethodConfig | None) -> MethodConfig:
         return method
     config: MethodConfig = quantizer["rtn" if method is None else method].config()
     return config
+
+
+def _inputs_and_batches(
+    assignment: Assignment,
+    config: MethodConfig,
+    calibration: Iterable[Any] | None,
+    example_inputs: tuple[Any, ...] | None,
+) -> tuple[tuple[Any, ...], Iterable[Any]]:
+    """What the model is traced with, and the batches that config reads; calibration is not touched without need."""
+    if example_inputs is not None and not config.needs_inputs:
+        return example_inputs, ()
+    why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
+    if config.needs_inputs:
+        why = f"{entry_of(config).name} looks at the inputs of layers"
+    first, batches = _peek(calibration, why)
+    return as_args(first) if example_inputs is None else example_inputs, batches
 
 
 def _peek(calibration: Iterable[Any] | None, why: str) -> tuple[Any, Iterator[Any]]:

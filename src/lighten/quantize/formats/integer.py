@@ -3,12 +3,13 @@
 Source: Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, sec. 2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lighten.quantize.formats.grid import Format, Grid, round_up_to
+from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, by_groups, round_up_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,21 @@ class IntegerFormat:
     def middle(self) -> int:
         """The zero point of a symmetric format."""
         return int(2 ** (self.bits - 1))
+
+
+def round_on_grids(
+    weight: Tensor, form: Format, group_size: int | None, fit: Callable[[Tensor, IntegerFormat], Grid]
+) -> QuantizedWeight:
+    """weight [rows, columns] to nearest on grids that fit chooses, from groups [n, size] float32 to a grid of [n, 1].
+
+    form must be an IntegerFormat, which the engine has checked.
+    """
+    bound = form.bound_to(weight)
+    assert isinstance(bound, IntegerFormat)
+    integer: IntegerFormat = bound
+
+    def work(groups: Tensor) -> tuple[Grid, Tensor]:
+        grid = fit(groups, integer)
+        return grid, integer.encode(groups, grid)
+
+    return by_groups(weight, integer, group_size, work)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lighten.errors import ConfigError
-from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, by_groups, round_up_to
-from lighten.quantize.formats.integer import IntegerFormat
+from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, round_up_to
+from lighten.quantize.formats.integer import IntegerFormat, round_on_grids
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.moments import Moments
 from lighten.registry import quantizer
@@ -51,15 +51,7 @@ def hqq(
     weight: Tensor, form: Format, group_size: int | None, config: HQQConfig, moments: Moments | None = None
 ) -> QuantizedWeight:
     """weight [rows, columns], group by group."""
-    bound = form.bound_to(weight)
-    assert isinstance(bound, IntegerFormat)
-    integer: IntegerFormat = bound
-
-    def work(groups: Tensor) -> tuple[Grid, Tensor]:
-        grid = fit(groups, integer, config)
-        return grid, integer.encode(groups, grid)
-
-    return by_groups(weight, integer, group_size, work)
+    return round_on_grids(weight, form, group_size, lambda groups, integer: fit(groups, integer, config))
 
 
 def fit(groups: Tensor, form: IntegerFormat, config: HQQConfig) -> Grid:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lighten.errors import ConfigError
-from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, by_groups
-from lighten.quantize.formats.integer import IntegerFormat
+from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight
+from lighten.quantize.formats.integer import IntegerFormat, round_on_grids
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.moments import Moments
 from lighten.registry import quantizer
@@ -38,15 +38,7 @@ def mse(
     weight: Tensor, form: Format, group_size: int | None, config: MSEConfig, moments: Moments | None = None
 ) -> QuantizedWeight:
     """weight [rows, columns], group by group; no group is further from its weights than by rounding to nearest."""
-    bound = form.bound_to(weight)
-    assert isinstance(bound, IntegerFormat)
-    integer: IntegerFormat = bound
-
-    def work(groups: Tensor) -> tuple[Grid, Tensor]:
-        grid = best_grid(groups, integer, config)
-        return grid, integer.encode(groups, grid)
-
-    return by_groups(weight, integer, group_size, work)
+    return round_on_grids(weight, form, group_size, lambda groups, integer: best_grid(groups, integer, config))
 
 
 def best_grid(groups: Tensor, form: IntegerFormat, config: MSEConfig) -> Grid:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lighten.errors import ConfigError
-from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, by_groups
-from lighten.quantize.formats.integer import IntegerFormat
+from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight
+from lighten.quantize.formats.integer import IntegerFormat, round_on_grids
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.moments import Moments
 from lighten.registry import quantizer
@@ -41,20 +41,17 @@ def standardized(
     weight: Tensor, form: Format, group_size: int | None, config: StandardizedConfig, moments: Moments | None = None
 ) -> QuantizedWeight:
     """weight [rows, columns], each group by its own mean and standard deviation."""
-    bound = form.bound_to(weight)
-    assert isinstance(bound, IntegerFormat)
-    integer: IntegerFormat = bound
+    return round_on_grids(weight, form, group_size, lambda groups, integer: around_mean(groups, integer, config.k))
 
-    def work(groups: Tensor) -> tuple[Grid, Tensor]:
-        mean = groups.mean(-1, keepdim=True)
-        # A deviation that is mere rounding noise of equal weights would clip the very value they share.
-        reach = config.k * groups.std(-1, correction=0, keepdim=True)
-        low = torch.maximum(mean - reach, groups.amin(-1, keepdim=True))
-        high = torch.minimum(mean + reach, groups.amax(-1, keepdim=True))
-        grid = integer.grid_of_range(torch.minimum(low, mean), torch.maximum(high, mean))
-        return grid, integer.encode(groups, grid)
 
-    return by_groups(weight, integer, group_size, work)
+def around_mean(groups: Tensor, form: IntegerFormat, k: float) -> Grid:
+    """The grid of each of groups [n, size] float32 that reaches k standard deviations from the mean."""
+    mean = groups.mean(-1, keepdim=True)
+    # A deviation that is mere rounding noise of equal weights would clip the very value they share.
+    reach = k * groups.std(-1, correction=0, keepdim=True)
+    low = torch.maximum(mean - reach, groups.amin(-1, keepdim=True))
+    high = torch.minimum(mean + reach, groups.amax(-1, keepdim=True))
+    return form.grid_of_range(torch.minimum(low, mean), torch.maximum(high, mean))
 
 
 def literal_codes(weight: Tensor, bits: int, scale: float = 1.0, bias: float = 0.0) -> Tensor:
