@@ -91,7 +91,7 @@ def test_methods_that_look_at_inputs_need_them() -> None:
         quantize(nn.Linear(2, 2), "w4", method="gptq", example_inputs=(torch.ones(1, 2),))
 
 
-@pytest.mark.parametrize("method", ["hqq", "adaround", "standardized"])
+@pytest.mark.parametrize("method", ["hqq", "adaround", "signround", "standardized"])
 def test_methods_for_integers_refuse_other_formats(method: str) -> None:
     with pytest.raises(ConfigError, match=f"{method} rounds to evenly spaced codes, which nf4 has not"):
         quantize(nn.Linear(2, 2), "nf4", method=method, calibration=[torch.ones(1, 2)])
