@@ -1,15 +1,15 @@
 """Layout: where every tensor lies, so that a convolution of any kernel is a sparse product with constant offsets.
 
-A row holds the places of one channel, image under image, in lines of one pitch, with zeros between lines (an image's
-right margin is the next line's left one) and before the first. Place (y, x) of image n is column n · image + y · pitch
-+ x, and the input that weight (c, ky, kx) needs lies at a constant distance from it:
+A row holds the places of one channel of one sample, in lines of one pitch, with zeros between lines (the right margin
+of one is the left margin of the next) and before the first. Place (y, x) is column y · pitch + x, and the input that
+weight (c, ky, kx) needs lies at a constant distance from it:
 
-    before      image 0                     image 1
-    0 0 0 0 0 | a b c 0 d e f 0 0 0 0 0   | g h i 0 …        (height 2, width 3, one column and one line of margin)
+    before      the channel
+    0 0 0 0 0 | a b c 0 d e f 0 0 0 0 0        (height 2, width 3, one column and one line of margin)
 
-Tensors that such products tie together share pitch and image size, so a layout is solved for a class of tensors at a
-time. A stride is taken out first: a *split* writes every s-th column and line as a plane of its own (a phase), and on
-phases the product has stride 1 again.
+Tensors that such products tie together share pitch and lines, so a layout is solved for a class of tensors at a time.
+A stride is taken out first: a *split* writes every s-th column and line as a plane of its own (a phase), and on phases
+the product has stride 1 again.
 """
 
 import itertools
@@ -31,41 +31,37 @@ MAX_FLOATS = 2**31 - 2**16  # offsets are int32
 class Place:
     """Where a tensor lies, in floats from the start of the arena. origin: of row 0, column 0.
 
-    Valid are columns n · image + y · pitch + x. columns: of all images, margins included. clean: whether the margins
-    hold `fill`, as readers with a window need; otherwise they hold rubbish.
+    Valid are columns y · pitch + x. clean: whether the margins hold `fill`, as readers with a window need; otherwise
+    they hold rubbish.
     """
 
     tensor: Tensor
     origin: int
     row_stride: int
     pitch: int
-    image: int
-    images: int
     clean: bool
     fill: float = 0.0
 
     @property
     def columns(self) -> int:
         """All columns from the first to the last valid one."""
-        return (self.images - 1) * self.image + (self.tensor.height - 1) * self.pitch + self.tensor.width
+        return (self.tensor.height - 1) * self.pitch + self.tensor.width
 
     @property
     def is_solid(self) -> bool:
         """Whether every column up to the last is valid."""
-        return self.columns == self.images * self.tensor.height * self.tensor.width
+        return self.columns == self.tensor.height * self.tensor.width
 
     @property
     def is_vector(self) -> bool:
-        """Whether rows lie next to each other: one place, one image."""
+        """Whether rows lie next to each other: there is one place."""
         return self.row_stride == 1
 
     def valid(self, length: int) -> Array:
-        """uint8 [length]: 1 where a column is a place of an image."""
+        """uint8 [length]: 1 where a column is a place."""
         found = np.zeros(length, np.uint8)
-        for n in range(self.images):
-            for y in range(self.tensor.height):
-                start = n * self.image + y * self.pitch
-                found[start : start + self.tensor.width] = 1
+        for y in range(self.tensor.height):
+            found[y * self.pitch : y * self.pitch + self.tensor.width] = 1
         return found
 
 
@@ -105,8 +101,8 @@ def reads(op: Conv | Pool, split: Split | None) -> list[tuple[int, int, int]]:
     return [(split.phases.index((y % sy, x % sx)), y // sy, x // sx) for y, x in taps(op)]
 
 
-def make_layout(program: Program, images: int) -> Layout:
-    """Lay out program for `images` images at a time.
+def make_layout(program: Program) -> Layout:
+    """Lay out program for one sample.
 
     Raises:
         ArtifactError: it needs more than 2^31 floats.
@@ -129,14 +125,14 @@ def make_layout(program: Program, images: int) -> Layout:
         splits |= dict.fromkeys(readers, Split(source, len(tensors), (sy, sx), phases))
         tensors.append(Tensor(x.rows * len(phases), -(-x.height // sy), -(-x.width // sx)))
         fill.append(value)
-    return _place(program, tensors, splits, fill, images)
+    return _place(program, tensors, splits, fill)
 
 
 def _needs_split(op: Conv | Pool) -> bool:
     return op.stride != (1, 1) or (isinstance(op, Pool) and op.mode == "max" and any(op.padding))
 
 
-def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float], images: int) -> Layout:
+def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float]) -> Layout:
     first = len(program.inputs)
     classes = _Classes(tensors)
     clean = [False] * len(tensors)
@@ -158,9 +154,8 @@ def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fi
     def put(at: int) -> None:
         split = next((split for split in splits.values() if split.to == at), None)
         holes = () if split is None else (tensors[split.source], split.phases)  # places that a phase lacks are margin
-        places[at] = arena.put(
-            Place(tensors[at], 0, 0, classes.pitch_of(at), 0, images, clean[at], fill[at]), classes.lines_of(at), holes
-        )
+        wanted = Place(tensors[at], 0, 0, classes.pitch_of(at), clean[at], fill[at])
+        places[at] = arena.put(wanted, classes.lines_of(at), holes)
         live.append(at)
 
     for at in born:
@@ -178,7 +173,7 @@ def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fi
 
 
 def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Iterable[int]:
-    """The tensors that must share pitch and image size with what op makes."""
+    """The tensors that must share pitch and lines with what op makes."""
     match op:
         case Conv() | Pool():
             return (op.inputs[0] if split is None else split.to, *op.inputs[1:])
@@ -201,7 +196,7 @@ def _last_uses(program: Program, splits: dict[int, Split], n_tensors: int) -> li
 
 
 class _Classes:
-    """Tensors in classes of one pitch and one number of lines an image."""
+    """Tensors in classes of one pitch and one number of lines."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.parent = list(range(len(tensors)))
@@ -221,7 +216,7 @@ class _Classes:
         self.lines[a] = max(self.lines[a], self.lines[b])
 
     def leave_room(self, source: int, out: int, distances: Sequence[tuple[int, int]]) -> None:
-        """Margins, so that what `out` reads of `source` at these distances is of its own line and image, or margin."""
+        """Margins, so that what `out` reads of `source` at these distances is of its own line, or margin."""
         at, x, y = self.root(source), self.tensors[source], self.tensors[out]
         lines, columns = [d[0] for d in distances], [d[1] for d in distances]
         self.pitch[at] = max(self.pitch[at], x.width - min(columns), y.width + max(columns))
@@ -244,15 +239,15 @@ class _Arena:
         self.fills: list[tuple[int, int, float]] = []
 
     def put(self, wanted: Place, lines: int, holes: tuple[object, ...]) -> Place:
-        """Find room for wanted, whose origin, row_stride and image are not known yet."""
-        tensor, pitch, image = wanted.tensor, wanted.pitch, wanted.pitch * lines
+        """Find room for wanted, whose origin and row_stride are not known yet."""
+        tensor, pitch, length = wanted.tensor, wanted.pitch, wanted.pitch * lines
         rows = _up(tensor.rows, MOST_ROWS)
-        if image * wanted.images == 1:
+        if length == 1:
             before, row_stride = 0, 1
         else:
             # A window reaches back by at most the lines and columns of the margins.
             before = _up((lines - tensor.height) * pitch + pitch - tensor.width, ALIGN)
-            row_stride = before + _up(image * wanted.images, ALIGN)
+            row_stride = before + _up(length, ALIGN)
             if row_stride % 256 == 0:
                 row_stride += ALIGN  # rows a multiple of 1 KiB apart would fall into few sets of the cache
         key = (rows, row_stride, replace(wanted, tensor=tensor if wanted.clean else Tensor(0, 0, 0)), lines, holes)
@@ -261,11 +256,11 @@ class _Arena:
         else:
             origin = self.size + before
             # What tiles read past the last row, at the largest distance, is rubbish but has to be there.
-            length = rows * row_stride + (0 if row_stride == 1 else image + pitch + ALIGN)
+            size = rows * row_stride + (0 if row_stride == 1 else length + pitch + ALIGN)
             if wanted.fill:
-                self.fills.append((self.size, self.size + length, wanted.fill))
-            self.size += _up(length, ALIGN)
-        place = replace(wanted, origin=origin, row_stride=row_stride, image=image)
+                self.fills.append((self.size, self.size + size, wanted.fill))
+            self.size += _up(size, ALIGN)
+        place = replace(wanted, origin=origin, row_stride=row_stride)
         self.keys[id(place)] = key
         return place
 

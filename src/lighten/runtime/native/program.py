@@ -19,7 +19,7 @@ from lighten.runtime.native.packed import FLOAT_BITS
 
 VERSION = 2
 MAX_SIZE = 2**28  # elements of a tensor of one sample, and rows, columns and kernels far below it
-ACTIVATIONS = (*("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh"),)
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh")
 BLOCKS = (1, 2, 4, 8, 16)
 BITS = (*range(2, 9), FLOAT_BITS)
 

@@ -58,7 +58,7 @@ class Network:
     ) -> None:
         self.kernels, self.blob, self.program, self.weights = kernels, blob, program, weights
         self.target = target
-        self.layout: Layout = make_layout(program, 1)
+        self.layout: Layout = make_layout(program)
         self.masks: dict[tuple[Any, ...], Array] = {}
         self.function = ir.Function(kernels.module, ir.FunctionType(VOID, [POINTER] * 3 + [I64]), "network")
         self.function.linkage = "internal"
@@ -101,23 +101,26 @@ class Network:
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
         weight = self.weights[op.weight]
-        source = inputs[0] if split is None else self.layout.places[split.to]
-        channels = inputs[0].tensor.rows
-        at = np.array([(slot * channels * source.row_stride + y * source.pitch + x) for slot, y, x in reads(op, split)])
+        source, at = self._window(op, inputs[0], split)
         channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
         offsets = self._ints(channel * source.row_stride + at[tap])
         self._product(weight, offsets, source, out, inputs[1] if len(inputs) > 1 else None, op.act)
 
     def _pool(self, op: Pool, x: Place, out: Place, split: Split | None) -> None:
         """A product of each channel with itself: the mean by equal weights, the maximum without any."""
-        source = x if split is None else self.layout.places[split.to]
+        source, at = self._window(op, x, split)
         channels = x.tensor.rows
-        at = np.array([(slot * channels * source.row_stride + y * source.pitch + x) for slot, y, x in reads(op, split)])
         offsets = self._ints((np.arange(channels)[:, None] * source.row_stride + at).ravel())
         ptr = np.arange(channels + 1, dtype=np.int32) * np.int32(len(at))
         value = np.full((channels * len(at), 1), 1 / len(at), np.float32)
         weight = Packed(ptr, offsets, value, np.zeros(channels, np.float32))
         self._product(weight, offsets, source, out, None, "none", is_max=op.mode == "max")
+
+    def _window(self, op: Conv | Pool, x: Place, split: Split | None) -> tuple[Place, Array]:
+        """What op reads in place of x, and how far each weight (ky, kx) reads from its output's place: int64 [taps]."""
+        source = x if split is None else self.layout.places[split.to]
+        phase = x.tensor.rows * source.row_stride
+        return source, np.array([slot * phase + y * source.pitch + x for slot, y, x in reads(op, split)])
 
     def _product(
         self,
@@ -236,7 +239,7 @@ class Network:
 
     def _mask(self, place: Place) -> Value:
         length = _up(place.columns, self.target.lanes)
-        key = (place.pitch, place.image, place.tensor.height, place.tensor.width)
+        key = (place.pitch, place.tensor.height, place.tensor.width)
         return self._const(self._kept(key, place.valid(length)))
 
     def _kept(self, key: tuple[Any, ...], array: Array) -> Array:
