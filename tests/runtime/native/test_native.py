@@ -32,12 +32,30 @@ CANARY = 4096
 TOLERANCE = 1e-4
 
 
-def run(program: Program, weights: dict[str, Packed], x: Tensor, shape: tuple[int, ...], lanes: int = 16) -> Tensor:
-    """With canaries on both sides of every arena."""
-    target = host_target()
-    engine = Engine(program, weights, [shape], threads=2, target=Target(min(lanes, target.lanes), target.registers))
+def run(
+    program: Program,
+    weights: dict[str, Packed],
+    x: Tensor,
+    shape: tuple[int, ...],
+    lanes: int = 16,
+    counts: tuple[int, ...] = (2,),
+) -> Tensor:
+    """The same numbers from every count of threads."""
+    first, *others = (guarded_run(program, weights, x, shape, lanes, threads) for threads in counts)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    return torch.from_numpy(first)
+
+
+def guarded_run(
+    program: Program, weights: dict[str, Packed], x: Tensor, shape: tuple[int, ...], lanes: int, threads: int
+) -> np.ndarray:
+    """All samples at once, then each on its own, with every layer shared and canaries on both sides of every arena."""
+    host = host_target()
+    target = Target(min(lanes, host.lanes), host.registers, barrier=0)
+    engine = Engine(program, weights, [shape], threads=threads, target=target)
     arenas = []
-    inner = engine.new_arena
+    inner = engine.new_data
 
     def guarded() -> np.ndarray:
         made = inner()
@@ -47,12 +65,14 @@ def run(program: Program, weights: dict[str, Packed], x: Tensor, shape: tuple[in
         arenas.append(outer)
         return outer[CANARY:-CANARY]
 
-    engine.new_arena = guarded  # type: ignore[method-assign]
+    engine.new_data = guarded  # type: ignore[method-assign]
     (out,) = engine([x.numpy()])
+    for i in range(len(x)):
+        np.testing.assert_array_equal(engine([x[i : i + 1].numpy()])[0][0], out[i])
     for arena in arenas:
         assert (arena[:CANARY] == 0xA5).all()
         assert (arena[-CANARY:] == 0xA5).all()
-    return torch.from_numpy(out)
+    return out
 
 
 def close(got: Tensor, wanted: Tensor) -> None:
@@ -79,9 +99,14 @@ def convolutions(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, object], in
 
 
 @settings(max_examples=60, deadline=None)
-@given(case=convolutions(), lanes=st.sampled_from([4, 8, 16]), residual=st.booleans())
+@given(
+    case=convolutions(),
+    lanes=st.sampled_from([4, 8, 16]),
+    residual=st.booleans(),
+    threads=st.sampled_from([1, 2, 3, 8]),
+)
 def test_any_convolution_is_the_modules(
-    case: tuple[Tensor, Tensor, dict[str, object], int, int], lanes: int, residual: bool
+    case: tuple[Tensor, Tensor, dict[str, object], int, int], lanes: int, residual: bool, threads: int
 ) -> None:
     x, weight, window, groups, block = case
     bias = torch.linspace(-1, 1, weight.shape[0])
@@ -93,7 +118,8 @@ def test_any_convolution_is_the_modules(
         wanted = F.relu(wanted + wanted)
     program = Program((Sizes(*x.shape[1:]),), tuple(ops), (len(ops),))
     packed = pack(weight.numpy(), bias.numpy(), block, groups)
-    close(run(Program.from_json(program.to_json()), {"w": packed}, x, tuple(wanted.shape[1:]), lanes), wanted)
+    program = Program.from_json(program.to_json())
+    close(run(program, {"w": packed}, x, tuple(wanted.shape[1:]), lanes, (1, threads)), wanted)
 
 
 @settings(max_examples=25, deadline=None)

@@ -19,7 +19,7 @@ PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 
 
 def compile(artifact: Artifact, threads: int) -> Compiled:
-    """Check plan and weights, then compile. Samples are shared among threads; one sample is one thread's.
+    """Check plan and weights, then compile. Threads split the samples of a batch, and share those that are left over.
 
     Raises:
         MissingExtraError: llvmlite is not installed. ArtifactError: the files hold no program for these inputs and

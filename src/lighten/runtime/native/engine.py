@@ -1,31 +1,59 @@
 """The engine: a checked program with its weights, compiled; and the call that runs samples on it.
 
-Each thread computes samples of its own in an arena of its own, so threads never wait for each other within a call, and
-the GIL is released while they compute. A single sample is computed by one thread.
+Samples are split among threads where there are enough of them; those that are left over, and so a single one, are
+computed by all threads together, layer by layer (emit/team.py). A call needs none of its helpers: where they are busy
+with other calls, or get no core, the caller's thread does their parts. The GIL is released throughout.
 """
 
 import ctypes
-import itertools
 import os
-import platform
 import queue
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from lighten.runtime.native.emit.code import I32, I64, POINTER, VOID, Code, Kernels, Value
+from lighten.runtime.native.emit.code import Kernels
+from lighten.runtime.native.emit.entry import add_entry, end_of
 from lighten.runtime.native.emit.network import Blob, Network
+from lighten.runtime.native.emit.team import CELL
 from lighten.runtime.native.jit import compile_ir, host_target
 from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Program
-from lighten.runtime.native.schedule import Target
+from lighten.runtime.native.schedule import WAKE, Target
 
-FLUSH_DENORMALS = 0x8040  # MXCSR: denormals-are-zero and flush-to-zero
 LINE = 64
-SIGNATURE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2)
+SIGNATURE = ctypes.CFUNCTYPE(
+    None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
+)
+
+
+@dataclass
+class Arena:
+    """What one thread, or all threads of a call, compute in. data: activations, uint8. cells: int64, all at epoch.
+
+    An arena that a call was interrupted in is not used again: its cells are between two epochs.
+    """
+
+    data: Array
+    cells: Array
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.addresses = address(self.data), address(self.cells)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a helper is asked: arguments of `run`, and what must stay in memory until it has returned."""
+
+    arguments: tuple[int, ...]
+    own: Arena | None
+    kept: tuple[Any, ...]
 
 
 class Engine:
@@ -43,55 +71,105 @@ class Engine:
         threads: int = 1,
         target: Target | None = None,
     ) -> None:
-        module, blob = ir.Module(), Blob()
-        kernels = Kernels(module)
-        network = Network(kernels, blob, program, weights, target=target or host_target())
-        _add_entry(module, network.function)
+        kernels, blob, target = Kernels(ir.Module()), Blob(), target or host_target()
+        network = Network(kernels, blob, program, weights, target=target, threads=threads)
+        add_entry(kernels, network.stages, threads)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
-        self._constants = aligned(blob.size)
+        self.n_stages = len(network.stages)
+        self.shares_samples = threads > 1 and network.work >= WAKE * target.barrier
+        self._constants, self._bell = aligned(blob.size), aligned(LINE)
         blob.fill(self._constants)
-        self._code = compile_ir(str(module))
+        self._code = compile_ir(str(kernels.module))
         self._run = SIGNATURE(self._code.get_function_address("run"))
-        self._idle: queue.LifoQueue[Array] = queue.LifoQueue()
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._addresses = address(self._constants), address(self._bell)
+        self._idle: list[Arena] = []
+        self._teams: dict[int, _Team] = {}
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """See the class."""
         n = arrays[0].shape[0]
         inputs = [np.ascontiguousarray(array) for array in arrays]
         outputs = [np.empty((n, *shape), np.float32) for shape in self.shapes]
-        io = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*(array.ctypes.data for array in (*inputs, *outputs)))
-        parts = min(self.n_threads, n)
-        cuts = [n * i // parts for i in range(parts + 1)] if parts else [0]
-        others = []
-        if parts > 1:
-            others = [self._workers().submit(self._samples, io, *ends) for ends in itertools.pairwise(cuts[1:])]
-        if parts:
-            self._samples(io, cuts[0], cuts[1])
-        for other in others:
-            other.result()
+        io = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*map(address, (*inputs, *outputs)))
+        n_split = n - n % self.n_threads if self.shares_samples else n
+        n_threads = min(n, self.n_threads) if n_split == n else self.n_threads
+        arena = self._take()
+        (data, cells), (constants, bell) = arena.addresses, self._addresses
+        call = (data, constants, ctypes.addressof(io), n_split, n)
+        if n_threads > 1:
+            team = self._team()
+            if team.has_time:
+                for thread in range(1, n_threads):
+                    own = self._take() if n_split else None
+                    arguments = (own.addresses[0] if own else data, *call, thread, cells, arena.epoch, bell)
+                    team.jobs.put(Job(arguments, own, (arena, io, inputs, outputs)))
+        self._run(data, *call, 0, cells, arena.epoch, bell)
+        arena.epoch = end_of(arena.epoch, n_split, n, self.n_stages)
+        self._idle.append(arena)
         return outputs
 
-    def _samples(self, io: Any, first: int, last: int) -> None:
+    def _take(self) -> Arena:
         try:
-            arena = self._idle.get_nowait()
-        except queue.Empty:
-            arena = self.new_arena()
-        self._run(arena.ctypes.data, self._constants.ctypes.data, ctypes.addressof(io), first, last)
-        self._idle.put(arena)
+            return self._idle.pop()
+        except IndexError:
+            return Arena(self.new_data(), aligned(CELL * 8 * self.n_threads))
 
-    def _workers(self) -> ThreadPoolExecutor:
+    def _team(self) -> "_Team":
         """The other threads; a process that was forked has none of its parent's and starts its own."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.n_threads - 1, "lighten-native")
-        return self._pool[1]
+        team = self._teams.get(os.getpid())
+        if team is None:
+            team = self._teams.setdefault(os.getpid(), _Team(self.n_threads - 1))
+            team.start(self._run, self._idle, (self._code, self._constants, self._bell))
+            weakref.finalize(self, team.end)
+        return team
 
-    def new_arena(self) -> Array:
+    def new_data(self) -> Array:
         """Room for the activations of one sample, margins filled: uint8."""
-        arena = aligned(self.layout.size * 4)
+        data = aligned(self.layout.size * 4)
         for start, end, value in self.layout.fills:
-            arena.view(np.float32)[start:end] = value
-        return arena
+            data.view(np.float32)[start:end] = value
+        return data
+
+
+class _Team:
+    """Threads of one process that do the jobs in a queue."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.is_started, self.starting = n, False, threading.Lock()
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+
+    @property
+    def has_time(self) -> bool:
+        """Whether fewer jobs wait than there are threads; if not, more would be done too late or not at all."""
+        return self.jobs.qsize() < self.n
+
+    def start(self, run: Any, idle: list[Arena], kept: tuple[Any, ...]) -> None:
+        """Start the threads, once. kept: what `run` needs in memory."""
+        with self.starting:
+            if not self.is_started:
+                self.is_started = True
+                for i in range(self.n):
+                    name, args = f"lighten-native-{i}", (self.jobs, run, idle, kept)
+                    threading.Thread(target=_work, args=args, name=name, daemon=True).start()
+
+    def end(self) -> None:
+        """Let the threads end when they have done what they were asked."""
+        for _ in range(self.n):
+            self.jobs.put(None)
+
+
+def _work(jobs: "queue.SimpleQueue[Job | None]", run: Any, idle: list[Arena], kept: tuple[Any, ...]) -> None:
+    while (job := jobs.get()) is not None:
+        run(*job.arguments)
+        if job.own is not None:
+            idle.append(job.own)
+        del job  # and with it the arrays of a call that may be long over
+
+
+def address(array: Array) -> int:
+    """Where array lies in memory."""
+    at: int = array.ctypes.data
+    return at
 
 
 def aligned(size: int) -> Array:
@@ -99,29 +177,3 @@ def aligned(size: int) -> Array:
     raw = np.zeros(size + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + size]
-
-
-def _add_entry(module: Value, network: Value) -> None:
-    """run(data, constants, io, first, last): every sample in [first, last), with denormals as zeros."""
-    function = ir.Function(module, ir.FunctionType(VOID, [POINTER] * 3 + [I64] * 2), "run")
-    code = Code(function)
-    data, constants, io, first, last = function.args
-    x86 = "86" in _machine()
-    if x86:
-        state = code.b.alloca(I32, 2)
-        kept, own = state, code.at(state, code.const(1), of=I32)
-        save, restore = (
-            ir.Function(module, ir.FunctionType(VOID, [POINTER]), f"llvm.x86.sse.{name}mxcsr") for name in ("st", "ld")
-        )
-        code.b.call(save, [kept])
-        flags = code.b.or_(code.load(kept, I32), ir.Constant(I32, FLUSH_DENORMALS))
-        code.store(flags, own)
-        code.b.call(restore, [own])
-    code.loop(first, last, lambda sample, _: code.b.call(network, [data, constants, io, sample]) and [])
-    if x86:
-        code.b.call(restore, [kept])
-    code.b.ret_void()
-
-
-def _machine() -> str:
-    return platform.machine().lower()

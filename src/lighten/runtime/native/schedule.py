@@ -1,17 +1,45 @@
-"""Schedule: how wide a tile is.
+"""Schedule: how wide a tile is, who computes which part of a layer, and which layers need no barrier between them.
 
 Accumulators and the vectors of x have to stay in registers: R · V + V + 1 of them.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from lighten.runtime.native.packed import Array
 
 
 @dataclass(frozen=True)
 class Target:
-    """The CPU compiled for. lanes: floats a vector. registers: vectors it holds."""
+    """The CPU compiled for. lanes: floats a vector. registers: vectors it holds.
+
+    barrier: operations on vectors in the time that two threads take to meet. A layer of fewer is computed by one
+    thread, and a network of fewer than WAKE times as many is not shared.
+    """
 
     lanes: int
     registers: int
+    barrier: int = 2048
+
+
+WAKE = 16  # barriers in the time that another thread takes to come
+
+
+@dataclass(frozen=True)
+class Access:
+    """What an operation reads and writes: buffers, by their origin. is_whole: one part of it is all of it."""
+
+    reads: frozenset[int]
+    writes: frozenset[int]
+    is_whole: bool
+
+    def needs_barrier(self, earlier: "Access") -> bool:
+        """Whether a thread may meet here what another did, or does, in an earlier operation."""
+        meets = self.reads & earlier.writes or self.writes & (earlier.reads | earlier.writes)
+        return bool(meets) and not (self.is_whole and earlier.is_whole)
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,32 @@ def tile(n_columns: int, block: int, target: Target) -> Tiles:
     most = max(1, (target.registers - 2) // (block + 1))
     most = min(most, 8)
     vectors = -(-n_columns // target.lanes)
-    n_tiles = -(-vectors // most)
+    n_tiles = max(1, -(-vectors // most))
     v = -(-vectors // n_tiles)
-    n_full = vectors // v
+    n_full = vectors // v if v else 0
     return Tiles(v, n_full, vectors - n_full * v)
+
+
+def tilings(cuts: Sequence[int], block: int, target: Target) -> dict[int, list[list[int]]]:
+    """The tiles of each part of the vectors of places, by their width: in which vectors they start.
+
+    cuts: the first vector of each part, then the number of vectors.
+    """
+    found: dict[int, list[list[int]]] = {}
+    for i, (low, high) in enumerate(itertools.pairwise(cuts)):
+        tiles = tile((high - low) * target.lanes, block, target)
+        starts = [low + tiles.v * k for k in range(tiles.n_full)]
+        for v, part in ((tiles.v, starts), (tiles.v_last, [high - tiles.v_last])):
+            if v and part:
+                found.setdefault(v, [[] for _ in cuts[1:]])[i] += part
+    return found
+
+
+def cut(work: Array, parts: int) -> list[int]:
+    """Where to cut items into so many parts, in order and of about equal work: parts + 1 ascending numbers of items.
+
+    work: [items], at least 0 each.
+    """
+    ends = np.concatenate([[0], np.cumsum(work)])
+    middles = (ends[:-1] + ends[1:]) / 2  # an item goes to the part in which its middle lies
+    return [*(int(np.searchsorted(middles, ends[-1] * i / parts)) for i in range(parts)), len(work)]

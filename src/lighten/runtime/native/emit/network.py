@@ -1,4 +1,7 @@
-"""The network: the calls of all layers in order, for one sample.
+"""The network: the calls of all layers in order, for one sample, in stages.
+
+A stage is a function of threads' parts: within it no part needs what another one writes, so threads have to meet only
+between stages.
 
 Every address is a constant distance from one of two bases, data (activations) and constants (weights, offsets, masks),
 both of which are sized here; nothing in it was read from a file unchecked.
@@ -13,12 +16,16 @@ from llvmlite import ir
 from lighten.runtime.native.emit.code import I8, I64, POINTER, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.planes import copy, elements, mean
 from lighten.runtime.native.emit.product import matvec, product
+from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Cat, Conv, Elements, Mean, Op, Pool, Program
-from lighten.runtime.native.schedule import Target, tile
+from lighten.runtime.native.schedule import Access, Target, cut, tilings
 
 LINE = 64
+NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
+STORING = 4  # operations in the time that storing a vector takes, with all around it
+Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
 
 
 class Blob:
@@ -45,7 +52,10 @@ class Blob:
 
 
 class Network:
-    """Emits one function f(data, constants, io, sample)."""
+    """Emits `stages`, functions of PART that make a sample's outputs when they are called in order.
+
+    work: of a sample, in operations on vectors, roughly.
+    """
 
     def __init__(
         self,
@@ -55,15 +65,15 @@ class Network:
         weights: Mapping[str, Packed],
         *,
         target: Target,
+        threads: int,
     ) -> None:
         self.kernels, self.blob, self.program, self.weights = kernels, blob, program, weights
-        self.target = target
+        self.target, self.n_threads = target, threads
         self.layout: Layout = make_layout(program)
-        self.masks: dict[tuple[Any, ...], Array] = {}
-        self.function = ir.Function(kernels.module, ir.FunctionType(VOID, [POINTER] * 3 + [I64]), "network")
-        self.function.linkage = "internal"
-        self.code = Code(self.function)
-        self.data, self.constants, self.io, self.sample = self.function.args
+        self.kept: dict[tuple[Any, ...], Array] = {}
+        self.stages: list[Value] = []
+        self.work = 0.0
+        self._open_stage()
         self._emit()
 
     def _emit(self) -> None:
@@ -81,6 +91,41 @@ class Network:
         for i in range(len(self.program.outputs)):
             self._output(i)
         self.code.b.ret_void()
+
+    # Stages
+
+    def _open_stage(self) -> None:
+        function = ir.Function(self.kernels.module, ir.FunctionType(VOID, PART), f"stage_{len(self.stages)}")
+        function.linkage = "internal"
+        self.stages.append(function)
+        self.code = Code(function)
+        self.data, self.constants, self.io, self.sample, self.first, self.last = function.args
+        self.accesses: list[Access] = []
+
+    def _begin(self, reads: Sequence[Place], out: Place | None, *work: Array) -> list[list[int]]:
+        """Begin an operation, in a stage of its own where threads have to meet before it.
+
+        work: of each item, for one or several kernels. Returns where to cut the items of each.
+        """
+        total = float(sum(each.sum() for each in work))
+        self.work += total
+        is_whole = self.n_threads == 1 or total < self.target.barrier
+        writes = frozenset[int]() if out is None else frozenset([out.origin])
+        access = Access(frozenset(place.origin for place in reads), writes, is_whole)
+        if any(access.needs_barrier(earlier) for earlier in self.accesses):
+            self.code.b.ret_void()
+            self._open_stage()
+        self.accesses.append(access)
+        if is_whole:
+            return [[0] + [len(each)] * self.n_threads for each in work]
+        return [cut(each, self.n_threads) for each in work]
+
+    def _range(self, cuts: Sequence[int]) -> list[Value]:
+        """The first item of part `first`, and that of part `last`."""
+        if self.n_threads == 1:
+            return [self._i(cuts[0]), self._i(cuts[-1])]
+        table = self._const(self._keep(("cuts", *cuts), np.array(cuts, np.int64)))
+        return [self.code.load(self.code.at(table, part, of=I64), I64) for part in (self.first, self.last)]
 
     def _op(self, op: Op, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
         match op:
@@ -134,29 +179,40 @@ class Network:
     ) -> None:
         other = residual or out
         block, n_blocks = weight.block, len(weight.ptr) - 1
-        tables = [self._const(array) for array in (weight.ptr, offsets, weight.value, weight.bias)]
-        pointers = [self._at(source), self._at(out), self._at(other)]
+        reads, tap_counts = [source, other][: 1 if residual is None else 2], np.diff(weight.ptr)
         if source.is_vector and out.is_vector and not is_max:
+            (cuts,) = self._begin(reads, out, block / self.target.lanes * tap_counts + STORING)
             kernel = matvec(self.kernels, r=block, act=act, residual=residual is not None)
-            self._call(kernel, [*pointers, *tables, self._i(0), self._i(n_blocks)])
+            pointers = [self._at(place) for place in (source, out, other)]
+            self._call(kernel, [*pointers, *self._tables(weight, offsets), *self._range(cuts)])
             return
-        tiles = tile(out.columns, block, self.target)
-        mask = self._mask(out)
+        vectors = -(-out.columns // self.target.lanes)
+        work = block * (tap_counts + STORING) * vectors
+        by_blocks = vectors < NARROW * self.n_threads
+        (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
+        parts = [0, vectors] if by_blocks else cuts
         shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act, "is_max": is_max}
         shape |= {"residual": residual is not None, "masked": out.clean and not out.is_solid}
-        strides = [self._i(out.row_stride), self._i(other.row_stride)]
-        for v, first, count in ((tiles.v, 0, tiles.n_full), (tiles.v_last, tiles.n_full * tiles.v, 1)):
-            if v and count:
-                ends = [self._i(each) for each in (0, n_blocks, 0, count, first * self.target.lanes)]
-                self._call(product(self.kernels, v=v, **shape), [*pointers, mask, *tables, *strides, *ends])
+        blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
+        for v, tiles in tilings(parts, block, self.target).items():
+            columns = np.array([start * self.target.lanes for part in tiles for start in part], np.int32)
+            counts = np.cumsum([0, *map(len, tiles)]).tolist()
+            ends = [self._i(0), self._i(len(columns))] if by_blocks else self._range(counts)
+            pointers = [*(self._at(place) for place in (source, out, other)), self._mask(out), self._const(columns)]
+            sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
+            self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
+
+    def _tables(self, weight: Packed, offsets: Array) -> list[Value]:
+        return [self._const(array) for array in (weight.ptr, offsets, weight.value, weight.bias)]
 
     # Everything else
 
     def _mean(self, x: Place, out: Place) -> None:
         kernel = mean(self.kernels, lanes=self.target.lanes)
-        t = x.tensor
-        sizes = (0, t.rows, -(-x.columns // self.target.lanes), x.row_stride, out.row_stride, t.height * t.width)
-        self._call(kernel, [self._at(x), self._at(out), self._mask(x), *map(self._i, sizes)])
+        t, vectors = x.tensor, -(-x.columns // self.target.lanes)
+        (cuts,) = self._begin([x], out, np.full(t.rows, vectors + STORING))
+        sizes = (vectors, x.row_stride, out.row_stride, t.height * t.width)
+        self._call(kernel, [self._at(x), self._at(out), self._mask(x), *self._range(cuts), *map(self._i, sizes)])
 
     def _elements(self, op: Elements, inputs: Sequence[Place], out: Place) -> None:
         a, b = inputs[0], inputs[-1]
@@ -171,63 +227,66 @@ class Network:
             n_rows = rows
             masked = out.clean and not out.is_solid
             kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=is_spread, masked=masked)
-        range_ = [self._i(0), self._i(n_rows)]
+        (cuts,) = self._begin([a, b], out, np.full(n_rows, STORING * vectors))
         sizes = [self._i(each) for each in (vectors, *strides)]
-        self._call(kernel, [self._at(a), self._at(b), self._at(out), self._mask(out), *range_, *sizes])
+        self._call(kernel, [self._at(a), self._at(b), self._at(out), self._mask(out), *self._range(cuts), *sizes])
 
     def _cat(self, inputs: Sequence[Place], out: Place) -> None:
-        start = 0
-        for x in inputs:
-            t = x.tensor
-            axes = [(t.rows, x.row_stride, out.row_stride), (t.height, x.pitch, out.pitch), (t.width, 1, 1)]
-            self._copy(self._at(x), self._at(out, start * out.row_stride), axes)
-            start += t.rows
+        starts = np.cumsum([0, *(x.tensor.rows for x in inputs)])
+        axes = [
+            [(t.rows, x.row_stride, out.row_stride), (t.height, x.pitch, out.pitch), (t.width, 1, 1)]
+            for x in inputs
+            for t in [x.tensor]
+        ]
+        cuts = self._begin(inputs, out, *(_copying(each) for each in axes))
+        for x, start, each, cuts_of_each in zip(inputs, starts[:-1], axes, cuts, strict=True):
+            self._copy(self._at(x), self._at(out, start * out.row_stride), each, cuts_of_each)
 
     def _reshape(self, x: Place, out: Place) -> None:
         t, step = x.tensor, out.row_stride
         lines = (t.height, x.pitch, t.width * step)
-        self._copy(
-            self._at(x), self._at(out), [(t.rows, x.row_stride, t.height * t.width * step), lines, (t.width, 1, step)]
-        )
+        axes = [(t.rows, x.row_stride, t.height * t.width * step), lines, (t.width, 1, step)]
+        (cuts,) = self._begin([x], out, _copying(axes))
+        self._copy(self._at(x), self._at(out), axes, cuts)
 
     def _split(self, split: Split) -> None:
         x, to = self.layout.places[split.source], self.layout.places[split.to]
         sy, sx = split.stride
-        for slot, (a, b) in enumerate(split.phases):
-            height, width = -(-(x.tensor.height - a) // sy), -(-(x.tensor.width - b) // sx)
-            if height <= 0 or width <= 0:
-                continue
-            axes = [
-                (x.tensor.rows, x.row_stride, to.row_stride),
-                (height, sy * x.pitch, to.pitch),
-                (width, sx, 1),
-            ]
-            start = self._at(to, slot * x.tensor.rows * to.row_stride)
-            self._copy(self._at(x, a * x.pitch + b), start, axes)
+        sizes = [(-(-(x.tensor.height - a) // sy), -(-(x.tensor.width - b) // sx)) for a, b in split.phases]
+        axes = [
+            [(x.tensor.rows, x.row_stride, to.row_stride), (height, sy * x.pitch, to.pitch), (width, sx, 1)]
+            for height, width in sizes
+        ]
+        cuts = self._begin([x], to, *(_copying(each) for each in axes))
+        for slot, ((a, b), (height, width)) in enumerate(zip(split.phases, sizes, strict=True)):
+            if height > 0 and width > 0:
+                start = self._at(to, slot * x.tensor.rows * to.row_stride)
+                self._copy(self._at(x, a * x.pitch + b), start, axes[slot], cuts[slot])
 
     def _input(self, i: int) -> None:
         place = self.layout.places[i]
-        self._copy(self._port(i, place), self._at(place), _port_axes(place))
+        axes = _port_axes(place)
+        (cuts,) = self._begin([], place, _copying(axes))
+        self._copy(self._port(i, place), self._at(place), axes, cuts)
 
     def _output(self, i: int) -> None:
         place = self.layout.places[self.program.outputs[i]]
-        array = self._port(len(self.program.inputs) + i, place)
-        self._copy(self._at(place), array, [(n, y, x) for n, x, y in _port_axes(place)])
+        axes = [(n, y, x) for n, x, y in _port_axes(place)]
+        (cuts,) = self._begin([place], None, _copying(axes))
+        self._copy(self._at(place), self._port(len(self.program.inputs) + i, place), axes, cuts)
 
     def _port(self, i: int, place: Place) -> Value:
-        """The caller's array, from the group's first sample on."""
+        """The caller's array, from this sample on."""
         t, b = place.tensor, self.code.b
         base = b.load(b.gep(self.io, [self._i(i)], source_etype=POINTER), typ=POINTER, align=8)
         return self.code.at(base, b.mul(self.sample, self._i(t.rows * t.height * t.width)))
 
-    def _copy(self, x: Value, y: Value, axes: Sequence[tuple[int, int, int]]) -> None:
-        """axes: size, stride of x, stride of y; at most three."""
-        axes = [(1, 0, 0)] * (3 - len(axes)) + list(axes)
+    def _copy(self, x: Value, y: Value, axes: Axes, cuts: Sequence[int]) -> None:
+        """Three axes; cuts: of the first."""
         kernel = copy(self.kernels, step=axes[2][1], to_step=axes[2][2])
-        range_ = [self._i(0), self._i(axes[0][0])]
         sizes = [self._i(axis[0]) for axis in axes[1:]]
         strides = [self._i(axis[k]) for k in (1, 2) for axis in axes[:2]]
-        self._call(kernel, [x, y, *range_, *sizes, *strides])
+        self._call(kernel, [x, y, *self._range(cuts), *sizes, *strides])
 
     # Addresses
 
@@ -240,10 +299,11 @@ class Network:
     def _mask(self, place: Place) -> Value:
         length = _up(place.columns, self.target.lanes)
         key = (place.pitch, place.tensor.height, place.tensor.width)
-        return self._const(self._kept(key, place.valid(length)))
+        return self._const(self._keep(key, place.valid(length)))
 
-    def _kept(self, key: tuple[Any, ...], array: Array) -> Array:
-        return self.masks.setdefault(key, array)
+    def _keep(self, key: tuple[Any, ...], array: Array) -> Array:
+        """array, or the one like it that was there first."""
+        return self.kept.setdefault(key, array)
 
     def _ints(self, values: Array) -> Array:
         assert values.size == 0 or np.abs(values).max() < 2**31
@@ -256,11 +316,18 @@ class Network:
         self.code.b.call(kernel, args)
 
 
-def _port_axes(place: Place) -> list[tuple[int, int, int]]:
-    """Size, stride in the caller's array and stride in the arena, for each axis of a sample."""
+def _copying(axes: Axes) -> Array:
+    """The work of a copy, for each index of its first axis."""
+    (n, *_), (lines, *_), (width, *steps) = axes
+    line = width / 4 if steps == [1, 1] else width  # short lines leave little of a vector's width
+    return np.full(n, max(0, lines) * (max(0, line) + STORING))
+
+
+def _port_axes(place: Place) -> Axes:
+    """From the caller's array into the arena, for each axis of a sample."""
     t = place.tensor
     if place.is_vector:
-        return [(t.rows, 1, 1)]
+        return [(1, 0, 0), (1, 0, 0), (t.rows, 1, 1)]
     return [(t.rows, t.height * t.width, place.row_stride), (t.height, t.width, place.pitch), (t.width, 1, 1)]
 
 

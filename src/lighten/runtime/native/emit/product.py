@@ -16,22 +16,21 @@ from llvmlite import ir
 from lighten.runtime.native.emit.activation import activate
 from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, Code, Kernels, Value, vector
 
-ARGUMENTS = [POINTER] * 8 + [I64] * 7
+ARGUMENTS = [POINTER] * 9 + [I64] * 6
 
 
 def product(
     kernels: Kernels, *, r: int, v: int, lanes: int, act: str, residual: bool, masked: bool, is_max: bool
 ) -> Value:
-    """The kernel of that shape: f(x, y, residual, mask, ptr, offset, value, bias, y_stride, residual_stride,
-    first_block, last_block, first_tile, last_tile, first_column).
+    """The kernel of that shape: f(x, y, residual, mask, column, ptr, offset, value, bias, y_stride,
+    residual_stride, first_block, last_block, first_tile, last_tile).
 
-    is_max: the largest of the places instead, without weights.
+    column: int32, the first of each tile. is_max: the largest of the places instead, without weights.
     """
 
     def emit(code: Code, args: Sequence[Value]) -> None:
-        x, y, other, mask, ptr, offset, value, bias, y_stride, other_stride, low, high, tile_low, tile_high, first = (
-            args
-        )
+        x, y, other, mask, column, ptr, offset, value, bias, y_stride, other_stride, *ends = args
+        block_low, block_high, tile_low, tile_high = ends
         b, c = code.b, code.const
         kind = vector(lanes)
 
@@ -56,20 +55,20 @@ def product(
             for j in range(v):
                 keep = load_mask(code, mask, b.add(start, c(j * lanes)), lanes) if masked else None
                 for i in range(r):
-                    column = [start, c(j * lanes)]
+                    place = [start, c(j * lanes)]
                     total = acc[i * v + j]
                     if residual:
-                        at = code.at(other, b.mul(b.add(row, c(i)), other_stride), *column)
+                        at = code.at(other, b.mul(b.add(row, c(i)), other_stride), *place)
                         total = b.fadd(total, code.load(at, kind))
                     total = activate(code, total, act)
                     if keep is not None:
                         total = b.select(keep, total, code.number(0.0, total))
-                    code.store(total, code.at(y, b.mul(b.add(row, c(i)), y_stride), *column))
+                    code.store(total, code.at(y, b.mul(b.add(row, c(i)), y_stride), *place))
             return []
 
         def tile(t: Value, _: list[Value]) -> list[Value]:
-            start = b.add(first, b.mul(t, c(v * lanes)))
-            code.loop(low, high, lambda o, _: block(start, o))
+            start = code.index(column, t)
+            code.loop(block_low, block_high, lambda o, _: block(start, o))
             return []
 
         code.loop(tile_low, tile_high, tile)
