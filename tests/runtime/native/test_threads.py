@@ -14,6 +14,7 @@ pytest.importorskip("llvmlite")
 
 from lighten.runtime.native.engine import Engine, Job
 from lighten.runtime.native.jit import host_target
+from lighten.runtime.native.pace import PERIOD, TRIES, Pace
 from lighten.runtime.native.packed import Array, pack
 from lighten.runtime.native.program import Conv, Elements, Mean, Pool, Program
 from lighten.runtime.native.program import Tensor as Sizes
@@ -150,11 +151,22 @@ def test_a_small_network_is_not_shared() -> None:
     host = host_target()
     program = Program((Sizes(1, 4, 4),), (Mean(inputs=(0,)),), (1,))
     engine = Engine(program, {}, [(1,)], threads=2, target=host)
-    assert not engine.shares_samples
+    assert engine.pace is None
     assert engine.n_stages == 1
     before = threading.active_count()
     engine([np.ones((1, 1, 4, 4), np.float32)])
     assert threading.active_count() == before
+
+
+def test_the_faster_way_is_taken_and_the_other_tried_again() -> None:
+    pace = Pace()
+    for faster in (False, True, False):  # what is faster changes with the machine
+        shared = []
+        for _ in range(PERIOD):
+            shared.append(pace.shares())
+            pace.took(shared[-1], 1.0 if shared[-1] == faster else 2.0)
+        assert shared[: 2 * TRIES] == [True] * TRIES + [False] * TRIES
+        assert set(shared[2 * TRIES :]) == {faster}
 
 
 @given(

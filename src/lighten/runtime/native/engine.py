@@ -1,14 +1,16 @@
 """The engine: a checked program with its weights, compiled; and the call that runs samples on it.
 
 Samples are split among threads where there are enough of them; those that are left over, and so a single one, are
-computed by all threads together, layer by layer (emit/team.py). A call needs none of its helpers: where they are busy
-with other calls, or get no core, the caller's thread does their parts. The GIL is released throughout.
+computed by all threads together, layer by layer (emit/team.py), unless that was found slower (pace.py). A call needs
+none of its helpers: where they are busy with other calls, or get no core, the caller's thread does their parts. The GIL
+is released throughout.
 """
 
 import ctypes
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from lighten.runtime.native.emit.entry import add_entry, end_of
 from lighten.runtime.native.emit.network import Blob, Network
 from lighten.runtime.native.emit.team import CELL
 from lighten.runtime.native.jit import compile_ir, host_target
+from lighten.runtime.native.pace import Pace
 from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.schedule import WAKE, Target
@@ -76,7 +79,7 @@ class Engine:
         add_entry(kernels, network.stages, threads)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
         self.n_stages = len(network.stages)
-        self.shares_samples = threads > 1 and network.work >= WAKE * target.barrier
+        self.pace = Pace() if threads > 1 and network.work >= WAKE * target.barrier else None
         self._constants, self._bell = aligned(blob.size), aligned(LINE)
         blob.fill(self._constants)
         self._code = compile_ir(str(kernels.module))
@@ -91,9 +94,10 @@ class Engine:
         inputs = [np.ascontiguousarray(array) for array in arrays]
         outputs = [np.empty((n, *shape), np.float32) for shape in self.shapes]
         io = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*map(address, (*inputs, *outputs)))
-        n_split = n - n % self.n_threads if self.shares_samples else n
-        n_threads = min(n, self.n_threads) if n_split == n else self.n_threads
-        arena = self._take()
+        rest = n % self.n_threads
+        is_shared = self.pace is not None and rest > 0 and self.pace.shares()
+        n_split, n_threads = (n - rest, self.n_threads) if is_shared else (n, min(n, self.n_threads))
+        arena, started = self._take(), time.perf_counter_ns()
         (data, cells), (constants, bell) = arena.addresses, self._addresses
         call = (data, constants, ctypes.addressof(io), n_split, n)
         if n_threads > 1:
@@ -104,6 +108,8 @@ class Engine:
                     arguments = (own.addresses[0] if own else data, *call, thread, cells, arena.epoch, bell)
                     team.jobs.put(Job(arguments, own, (arena, io, inputs, outputs)))
         self._run(data, *call, 0, cells, arena.epoch, bell)
+        if self.pace is not None and n == rest > 0:
+            self.pace.took(is_shared, (time.perf_counter_ns() - started) / n)
         arena.epoch = end_of(arena.epoch, n_split, n, self.n_stages)
         self._idle.append(arena)
         return outputs
