@@ -51,7 +51,7 @@ def two() -> fx.GraphModule:
 
 def save_program(program: Program, to: Path) -> None:
     (to / "plan.json").write_text(program.to_json())
-    save_file(pack(np.ascontiguousarray(WEIGHT.T), None, 1).to_arrays("w"), to / "weights.safetensors")
+    save_file(pack(np.ascontiguousarray(WEIGHT.T), None, 1).to_arrays("w", len(WEIGHT)), to / "weights.safetensors")
 
 
 def write_for(name: str, folder: Path, **changes: Any) -> Artifact:
