@@ -167,7 +167,7 @@ def test_a_nan_metric_and_a_model_that_cannot_be_traced_are_refused(tmp_path: Pa
 
 
 def test_small_sets_get_more_epochs() -> None:
-    assert fine_tuning(55_000, SweepConfig()).epochs == 2
+    assert fine_tuning(55_000, SweepConfig()).epochs == 3
     assert fine_tuning(55_000, SweepConfig()).batch_size == 128
     small = fine_tuning(649, SweepConfig())
     assert (small.batch_size, small.epochs) == (32, 20)  # 20 steps an epoch, 400 in all

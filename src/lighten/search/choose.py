@@ -3,9 +3,9 @@
 A candidate is *admissible* when its drop on the selection data and its time and size are within the budget. Of many
 candidates the one that looks best is in part the luckiest, so by default it is not the estimate of the drop that has to
 be within the budget but the upper end of its one-sided 95 % interval. Where the data are too few for that to tell
-anything, the estimate decides, and the result says so and how many samples would do. Among
-those that are within a tenth of the best, the most compressed is taken: timing cannot rank them reliably, and the
-same seed shall give the same plan.
+anything, the estimate decides, and the result says so and how many samples would do. Among those that are within a
+tenth of the best, the most compressed is taken: timing cannot rank them reliably, and the same seed shall give the same
+plan.
 """
 
 import math

@@ -64,10 +64,10 @@ def compress(
 
     max_drop: in units of the metric. accept: what has to be within it on selection data, the upper end of the drop's
     one-sided 95 % "interval" or the "point" estimate; on holdout data, which is looked at once, it is the estimate.
-    threads: of every measurement, None = every usable core. batch: samples a call
-    that latency is measured with. sweep_config: what is tried; its seed and threads are overruled by the arguments.
-    out_dir gets artifact/, plan.yaml, result.json and report.html, all at once or not at all. Where nothing meets the
-    budget the nearest candidate is written, and the result says that it was not accepted.
+    threads: of every measurement, None = every usable core. batch: samples a call that latency is measured with.
+    sweep_config: what is tried; its seed and threads are overruled by the arguments. out_dir gets artifact/, plan.yaml,
+    result.json and report.html, all at once or not at all. Where nothing meets the budget the nearest candidate is
+    written, and the result says that it was not accepted.
 
     Raises:
         ConfigError, TaskError, CaptureError: bad settings, data or model. ArtifactError: out_dir holds other content,

@@ -34,9 +34,9 @@ DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 DEFAULT_SPARSITIES = (0.7, 0.8, 0.9)
 BLOCK = "block:4x1"
 SPARSITY_SCHEDULE = "gradual:20"
-# A short fine-tune is at least this many steps: two epochs of a large set, more of a small one.
+# A short fine-tune is at least this many steps: three epochs of a large set, more of a small one.
 MIN_STEPS = 400
-MIN_EPOCHS = 2
+MIN_EPOCHS = 3
 MAX_BATCH = 128
 MIN_STEPS_AN_EPOCH = 20
 
