@@ -41,19 +41,19 @@ def run(
     counts: tuple[int, ...] = (2,),
 ) -> Tensor:
     """The same numbers from every count of threads."""
-    first, *others = (guarded_run(program, weights, x, shape, lanes, threads) for threads in counts)
+    first, *others = (guarded_run(program, weights, x, [shape], lanes, threads) for threads in counts)
     for other in others:
         np.testing.assert_array_equal(other, first)
     return torch.from_numpy(first)
 
 
 def guarded_run(
-    program: Program, weights: dict[str, Packed], x: Tensor, shape: tuple[int, ...], lanes: int, threads: int
+    program: Program, weights: dict[str, Packed], x: Tensor, shapes: list[tuple[int, ...]], lanes: int, threads: int
 ) -> np.ndarray:
     """All samples at once, then each on its own, with every layer shared and canaries on both sides of every arena."""
     host = host_target()
     target = Target(min(lanes, host.lanes), host.registers, barrier=0)
-    engine = Engine(program, weights, [shape], threads=threads, target=target)
+    engine = Engine(program, weights, shapes, threads=threads, target=target)
     arenas = []
     inner = engine.new_data
 
@@ -66,7 +66,7 @@ def guarded_run(
         return outer[CANARY:-CANARY]
 
     engine.new_data = guarded  # type: ignore[method-assign]
-    (out,) = engine([x.numpy()])
+    out = engine([x.numpy()])[0]
     for i in range(len(x)):
         np.testing.assert_array_equal(engine([x[i : i + 1].numpy()])[0][0], out[i])
     for arena in arenas:
@@ -291,9 +291,9 @@ def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
                 )
     except ArtifactError:
         return
-    shape, out = program.inputs[0], program.tensors[program.outputs[0]]
-    x = torch.randn(2, shape.rows, shape.height, shape.width)
-    assert run(program, weights, x, (out.rows, out.height, out.width)).shape[0] == 2
+    x = torch.randn(2, *dataclasses.astuple(program.inputs[0]))
+    shapes = [dataclasses.astuple(tensors[at]) for at in program.outputs]
+    assert len(guarded_run(program, weights, x, shapes, lanes=16, threads=2)) == 2
 
 
 WEIGHTS = {

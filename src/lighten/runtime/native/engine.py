@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from lighten.runtime.native.emit.blob import LINE, Blob
 from lighten.runtime.native.emit.code import Kernels
 from lighten.runtime.native.emit.entry import add_entry, end_of
-from lighten.runtime.native.emit.network import Blob, Network
+from lighten.runtime.native.emit.network import Network
 from lighten.runtime.native.emit.team import CELL
 from lighten.runtime.native.jit import compile_ir, host_target
 from lighten.runtime.native.pace import Pace
@@ -29,7 +30,6 @@ from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.schedule import WAKE, Target
 
-LINE = 64
 SIGNATURE = ctypes.CFUNCTYPE(
     None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
 )
@@ -74,6 +74,7 @@ class Engine:
         threads: int = 1,
         target: Target | None = None,
     ) -> None:
+        assert len(shapes) == len(program.outputs)
         kernels, blob, target = Kernels(ir.Module()), Blob(), target or host_target()
         network = Network(kernels, blob, program, weights, target=target, threads=threads)
         add_entry(kernels, network.stages, threads)

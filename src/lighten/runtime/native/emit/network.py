@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.emit.code import I8, I64, POINTER, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.planes import copy, elements, mean
 from lighten.runtime.native.emit.product import matvec, product
@@ -22,33 +23,9 @@ from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Cat, Conv, Elements, Mean, Op, Pool, Program
 from lighten.runtime.native.schedule import Access, Target, cut, tilings
 
-LINE = 64
 NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
 STORING = 4  # operations in the time that storing a vector takes, with all around it
 Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
-
-
-class Blob:
-    """Arrays one after another, each on a cache line of its own; an array that is there already is not stored twice."""
-
-    def __init__(self) -> None:
-        self.parts: list[Array] = []
-        self.offsets: dict[int, int] = {}
-        self.size = 0
-
-    def add(self, array: Array) -> int:
-        """Where array lies, in bytes."""
-        if id(array) not in self.offsets:
-            self.offsets[id(array)] = self.size
-            self.parts.append(array)  # kept, so that its id stays its own
-            self.size += -(-array.nbytes // LINE) * LINE + LINE  # a vector may read past the end of the last
-        return self.offsets[id(array)]
-
-    def fill(self, to: Array) -> None:
-        """Write all of it. to: uint8 [size]."""
-        for array in self.parts:
-            start = self.offsets[id(array)]
-            to[start : start + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
 
 
 class Network:
@@ -177,18 +154,15 @@ class Network:
         act: str,
         is_max: bool = False,
     ) -> None:
+        if source.is_vector and out.is_vector and not is_max:
+            self._matvec(weight, offsets, source, out, residual, act)
+            return
         other = residual or out
         block, n_blocks = weight.block, len(weight.ptr) - 1
-        reads, tap_counts = [source, other][: 1 if residual is None else 2], np.diff(weight.ptr)
-        if source.is_vector and out.is_vector and not is_max:
-            (cuts,) = self._begin(reads, out, block / self.target.lanes * tap_counts + STORING)
-            kernel = matvec(self.kernels, r=block, act=act, residual=residual is not None)
-            pointers = [self._at(place) for place in (source, out, other)]
-            self._call(kernel, [*pointers, *self._tables(weight, offsets), *self._range(cuts)])
-            return
         vectors = -(-out.columns // self.target.lanes)
-        work = block * (tap_counts + STORING) * vectors
+        work = block * (np.diff(weight.ptr) + STORING) * vectors
         by_blocks = vectors < NARROW * self.n_threads
+        reads = [source, other] if residual else [source]
         (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
         parts = [0, vectors] if by_blocks else cuts
         shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act, "is_max": is_max}
@@ -201,6 +175,16 @@ class Network:
             pointers = [*(self._at(place) for place in (source, out, other)), self._mask(out), self._const(columns)]
             sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
             self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
+
+    def _matvec(
+        self, weight: Packed, offsets: Array, source: Place, out: Place, residual: Place | None, act: str
+    ) -> None:
+        other, is_added = residual or out, residual is not None
+        work = weight.block / self.target.lanes * np.diff(weight.ptr) + STORING
+        (cuts,) = self._begin([source, other] if is_added else [source], out, work)
+        kernel = matvec(self.kernels, r=weight.block, act=act, residual=is_added)
+        pointers = [self._at(place) for place in (source, out, other)]
+        self._call(kernel, [*pointers, *self._tables(weight, offsets), *self._range(cuts)])
 
     def _tables(self, weight: Packed, offsets: Array) -> list[Value]:
         return [self._const(array) for array in (weight.ptr, offsets, weight.value, weight.bias)]
