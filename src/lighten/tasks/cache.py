@@ -11,16 +11,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lighten.cache import cache_dir
 from lighten.errors import ArtifactError, TaskError
-
-
-def cache_dir() -> Path:
-    """$LIGHTEN_CACHE, else $XDG_CACHE_HOME/lighten, else ~/.cache/lighten. It need not exist."""
-    if chosen := os.environ.get("LIGHTEN_CACHE"):
-        return Path(chosen)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "lighten"
-    return Path.home() / ".cache" / "lighten"
 
 
 def checkpoint_path(name: str, recipe: Mapping[str, Any]) -> Path:
