@@ -6,7 +6,7 @@ a virtual machine moves between such places within seconds. So it is measured, a
 
 import math
 
-PERIOD, TRIES = 512, 4
+PERIOD, TRIES = 128, 3
 
 
 class Pace:
