@@ -44,7 +44,7 @@ OTHER = {
         "last_beta": 15.0,
         "sweeps": 0,
     },
-    "signround": {"steps": 5, "learning_rate": 0.5},
+    "signround": {"steps": 5, "learning_rate": 0.5, "sweeps": 0, "damping": 1.0},
     "standardized": {"k": 0.5},
     "mse": {"candidates": 2, "narrowest": 0.9},
     "rtn": {},

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,14 +26,14 @@ def test_no_row_is_worse_than_by_rounding_to_nearest_and_all_together_are_better
     q, nearest = signround(weight, form, size, SignRoundConfig(), moments), rtn(weight, form, size, RTNConfig())
     ours, theirs = (output_errors(weight, w, moments.hessian) for w in (q, nearest))
     assert torch.all(ours <= theirs * (1 + 1e-5))  # a row left as it was is summed up anew
-    assert ours.sum() < 0.6 * theirs.sum()
+    assert ours.sum() < 0.4 * theirs.sum()
 
 
 def test_a_single_step_changes_nothing_that_it_does_not_better() -> None:
     """The first of the two weights that are compared is rounding to nearest, bit for bit."""
     weight, _, moments = problem()
     q, nearest = (
-        signround(weight, INT4, 8, SignRoundConfig(steps=1, learning_rate=1e-9), moments),
+        signround(weight, INT4, 8, SignRoundConfig(steps=1, learning_rate=1e-9, sweeps=0), moments),
         rtn(weight, INT4, 8, RTNConfig()),
     )
     assert torch.equal(q.dequantize(), nearest.dequantize())
@@ -40,13 +42,39 @@ def test_a_single_step_changes_nothing_that_it_does_not_better() -> None:
 def test_zeros_stay_and_nothing_leaves_its_neighbours_on_a_grid_within_the_range() -> None:
     weight, _, moments = problem()
     weight[:, ::4] = 0
-    q, nearest = signround(weight, INT4, 8, SignRoundConfig(), moments), rtn(weight, INT4, 8, RTNConfig())
+    assert torch.all(signround(weight, INT4, 8, SignRoundConfig(), moments).dequantize()[:, ::4] == 0)
+    q, nearest = signround(weight, INT4, 8, SignRoundConfig(sweeps=0), moments), rtn(weight, INT4, 8, RTNConfig())
     assert torch.all(q.dequantize()[:, ::4] == 0)
     assert torch.all(q.grid.scale <= nearest.grid.scale)
     step = q.grid.scale.repeat_interleave(8, 1)
     codes = weight / step + q.grid.zero_point.repeat_interleave(8, 1)
     inside = (codes >= 0) & (codes <= 15)
     assert torch.all((q.dequantize() - weight).abs()[inside] <= step[inside] * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_in_the_end_no_single_weight_has_a_better_level(symmetric: bool) -> None:
+    weight, _, moments = problem(rows=4, columns=12)
+    form = IntegerFormat(bits=3, symmetric=symmetric)
+    q = signround(weight, form, 4, SignRoundConfig(sweeps=100, damping=1e-6), moments)
+    least = output_errors(weight, q, moments.hessian)
+    for column in range(12):
+        for code in range(int(symmetric), 8):
+            codes = q.codes.clone()
+            codes[:, column] = code
+            error = output_errors(weight, replace(q, codes=codes), moments.hessian)
+            # The damping, and float32 where two levels are as good as each other.
+            assert torch.all(error >= least * (1 - 1e-4)), (column, code)
+
+
+def test_inputs_that_never_were_leave_their_weights_alone() -> None:
+    weight, x, _ = problem(rows=4, columns=12)
+    x[:, 3] = 0
+    q, nearest = (
+        signround(weight, INT4, None, SignRoundConfig(steps=1, learning_rate=1e-9), moments_of(x)),
+        rtn(weight, INT4, None, RTNConfig()),
+    )
+    assert torch.equal(q.codes[:, 3], nearest.codes[:, 3])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -87,7 +115,7 @@ def test_gradients_are_those_of_the_grid_that_is_not_rounded(symmetric: bool) ->
     torch.testing.assert_close(inner, torch.tensor([[0.0, 1.0, 0.0, 0.0]]) * scale)
 
 
-@pytest.mark.parametrize("setting", [{"steps": 0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize("setting", [{"steps": 0}, {"learning_rate": 0.0}, {"sweeps": -1}, {"damping": 0.0}])
 def test_settings_are_checked(setting: dict) -> None:
     with pytest.raises(ConfigError):
         SignRoundConfig(**setting)

@@ -7,7 +7,9 @@ amount, which falls evenly to zero.
 Differs: the squared error is that of a layer's outputs, not of a transformer block's, and is computed from the second
 moments of its inputs: over all samples at once, so nothing is drawn at random. Rows do not depend on each other, and
 each keeps the best step that it has seen; as the first is rounding to nearest, no row ends worse than that. With more
-than 4 bits the ends of ranges move slower: a step of 0.5 % is more than a code of 8 bits.
+than 4 bits the ends of ranges move slower: a step of 0.5 % is more than a code of 8 bits. In the end, on the grids that
+were found, each weight in turn goes to the level that is best for its row as it is by then, however far away; such
+coordinate descent is Behdin et al., "QuantEase", arXiv:2309.01885, algorithm 1. It about halves what is left.
 """
 
 from dataclasses import dataclass
@@ -30,18 +32,26 @@ LEAST_SHARE = 0.01  # of a range: without any, every weight of the group would b
 @dataclass(frozen=True, kw_only=True)
 class SignRoundConfig(MethodConfig):
     """steps: of descent. learning_rate: how far the first goes; None = 1 / steps, with which an offset just gets to its
-    end if all steps go one way."""
+    end if all steps go one way. sweeps: passes over the columns in the end, as long as something moves. damping: what a
+    weight's distance from its value counts there, as a fraction of the mean input's square: inputs that calibration
+    hardly saw would let their weights go anywhere."""
 
     needs_inputs: ClassVar[bool] = True
     integers_only: ClassVar[bool] = True
     steps: int = 200
     learning_rate: float | None = None
+    sweeps: int = 4
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"steps={self.steps} is below 1. The default is 200.")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ConfigError(f"learning_rate={self.learning_rate} is not above 0. None is 1 / steps.")
+        if self.sweeps < 0:
+            raise ConfigError(f"sweeps={self.sweeps} is below 0. The default is 4.")
+        if not self.damping > 0:
+            raise ConfigError(f"damping={self.damping} is not above 0. The default is 0.01.")
 
 
 @quantizer("signround", SignRoundConfig)
@@ -53,9 +63,11 @@ def signround(
     assert isinstance(bound, IntegerFormat)
     columns = weight.shape[1]
     size = columns if group_size is None else min(group_size, columns)
-    parts = [
-        descend(rows.float(), bound, size, config, moments.hessian) for rows in weight.split(max(1, CHUNK // columns))
-    ]
+    parts = []
+    for rows in weight.float().split(max(1, CHUNK // columns)):
+        codes, *grid = descend(rows, bound, size, config, moments.hessian)
+        wide = Grid(*(per_column(part, size, columns).expand_as(rows) for part in grid))
+        parts.append((settle(rows, codes, wide, bound, config, moments.hessian), *grid))
     codes, scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))
     return QuantizedWeight(codes, Grid(scale, None if bound.symmetric else zero_point), bound, size)
 
@@ -67,8 +79,7 @@ def descend(
     [rows, groups], a symmetric format's written out."""
     low, high = range_of_groups(weight, group_size)
     offset, shares = torch.zeros_like(weight), torch.ones(2, *low.shape)
-    # Errors are measured in the largest weight of a row: squares of float32 weights may overflow.
-    unit = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    unit = _unit(weight)
     free = weight != 0  # zeros stay zeros
     rate = 1 / config.steps if config.learning_rate is None else config.learning_rate
     calm = min(1.0, 15 / form.largest)  # codes that the ends of a range pass at a step: as with 4 bits
@@ -124,3 +135,41 @@ def round_through(
 def _as_if(value: Tensor, smooth: Tensor) -> Tensor:
     """value exactly, with the gradient of smooth."""
     return value + (smooth - smooth.detach())
+
+
+def settle(
+    weight: Tensor, codes: Tensor, grid: Grid, form: IntegerFormat, config: SignRoundConfig, hessian: Tensor
+) -> Tensor:
+    """codes of weight, all [rows, columns] like the parts of grid, after passes over the columns; no row is worse.
+
+    Columns are rows of memory here, so that one and all that come after it lie together.
+    """
+    assert grid.zero_point is not None
+    unit = _unit(weight)
+    scale, exact = (grid.scale / unit).t().contiguous(), (weight / unit).t().contiguous()
+    levels = (codes - grid.zero_point).t().contiguous()
+    lowest, highest = ((end - grid.zero_point).t() for end in (int(form.symmetric), form.largest))
+    mean = hessian.diagonal().mean()
+    damped = hessian + torch.eye(len(hessian)) * (config.damping * mean if mean > 0 else 1.0)
+    before = levels.clone()
+    for _ in range(config.sweeps):
+        slope = damped @ (levels * scale - exact)
+        moved = False
+        for i in range(len(levels)):
+            best = levels[i] - slope[i] / (damped[i, i] * scale[i])
+            best = best.round_().clamp_(lowest[i], highest[i]).where(exact[i] != 0, levels[i])
+            step = best - levels[i]
+            if step.any():
+                moved = True
+                levels[i] = best
+                slope[i:].addr_(damped[i, i:], step * scale[i])
+        if not moved:
+            break
+    errors = [(change * (hessian @ change)).sum(0) for change in (x * scale - exact for x in (levels, before))]
+    chosen = torch.where(errors[0] < errors[1], levels, before).t()
+    return (chosen + grid.zero_point).to(torch.uint8)
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """[rows, 1] the largest of each row, in which errors are measured: squares of float32 weights may overflow."""
+    return weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
