@@ -1,5 +1,16 @@
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 # A deadline is a wall-clock assertion: it fails when the machine is busy, not when the code is wrong.
 settings.register_profile("lighten", deadline=None)
 settings.load_profile("lighten")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests train and compile is kept in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
