@@ -31,7 +31,7 @@ from lighten.task import Task, as_args, batches, evaluate
 
 DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 # Zeros in blocks that the native engine leaves out, reached in small steps while the rest is trained.
-DEFAULT_SPARSITIES = (0.7, 0.8, 0.9)
+DEFAULT_SPARSITIES = (0.7, 0.8, 0.85, 0.9)
 BLOCK = "block:4x1"
 SPARSITY_SCHEDULE = "gradual:20"
 # A short fine-tune is at least this many steps: three epochs of a large set, more of a small one.
@@ -253,7 +253,7 @@ def _recovered(task: Task, variant: Variant, config: SweepConfig, tell: Callable
     recipe = None
     if task.train is not None and task.loss is not None:
         recipe = fine_tuning(len(task.train), config, bfloat16=bfloat16_pays(task.model))  # type: ignore[arg-type]
-    how: dict[str, Any] = {"scope": "layer", "round_to": config.round_to}
+    how: dict[str, Any] = {"round_to": config.round_to}
     if variant.sparsity:
         how = {"granularity": BLOCK, "schedule": "one-shot" if recipe is None else SPARSITY_SCHEDULE}
 
@@ -268,6 +268,7 @@ def _recovered(task: Task, variant: Variant, config: SweepConfig, tell: Callable
         task,
         variant.sparsity or variant.ratio,
         importance=config.importance,
+        scope="layer",
         fine_tuning=recipe,
         teacher=task.model if recipe is not None and recipe.distill_weight > 0 else None,
         on_prune=on_prune,
