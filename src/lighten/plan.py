@@ -45,8 +45,8 @@ class LayerPlan:
 class Plan:
     """What is done to a model.
 
-    layers: by module path. ratio, granularity, importance, scope, schedule, round_to, min_keep, overrides, exclude:
-    what pruning was asked for, see lighten.prune; granularity None = nothing was pruned.
+    layers: by module path. ratio, granularity, importance, scope, schedule, round_to, min_keep, overrides, exclude,
+    refit: what pruning was asked for, see lighten.prune; granularity None = nothing was pruned.
     scheme: the number format asked for, None = float. method: how weights were rounded. steps: what was done to the
     float model before. observer: how activation ranges were found. weight_bits: bits of a weight code actually used.
     epochs: of fine-tuning after pruning. runtime, threads: what it was measured on. skipped: layers that were left
@@ -63,6 +63,7 @@ class Plan:
     min_keep: int = 1
     overrides: dict[str, float] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
+    refit: bool = False
     epochs: int = 0
     scheme: str | None = None
     method: str | None = None

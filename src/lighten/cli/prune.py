@@ -46,6 +46,9 @@ def prune(
     override: Annotated[
         list[str] | None, typer.Option(metavar="LAYERS=RATIO", help="A ratio of its own, by a shell pattern.")
     ] = None,
+    refit: Annotated[
+        bool | None, typer.Option(help="Fit layers that lost inputs to their former outputs.", show_default="no-refit")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take these settings from a plan.yaml; options overrule it.")
     ] = None,
@@ -74,6 +77,7 @@ def prune(
         min_keep=min_keep,
         overrides=_overrides(override),
         exclude=exclude,
+        refit=refit,
     )
     loaded = load_task(task, **({} if data is None else {"data": data}))
     check_folder(out.absolute())

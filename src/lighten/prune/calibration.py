@@ -129,9 +129,10 @@ class _Reader(fx.Interpreter):
 def paired_moments(
     dense: CapturedModule, pruned: CapturedModule, layer: WeightLayer, batches: Iterable[Any]
 ) -> tuple[Tensor, Tensor]:
-    """X̂ X̂ᵀ / n and X X̂ᵀ / n, [groups, columns, columns] float64 each.
+    """X̂ X̂ᵀ / n and X X̂ᵀ / n, [groups, columns, columns] float64 each; columns of X̂, or of X and X̂.
 
-    X is what layer reads in dense, X̂ what it reads in pruned, a copy of dense with other weights.
+    X is what layer reads in dense, X̂ what it reads in pruned, a copy of dense with other weights or fewer channels.
+    layer: of pruned; its nodes have the same names in dense.
     """
     own, cross, count = None, None, 0
     kernel = tuple(pruned.get_parameter(layer.parameter).shape[2:])

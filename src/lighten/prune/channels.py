@@ -20,6 +20,7 @@ from lighten.prune.heads import groups_of
 from lighten.prune.history import remember_removal_
 from lighten.prune.importance.unit_data import score_units
 from lighten.prune.overrides import own_ratios
+from lighten.prune.refit import refit_
 from lighten.prune.select import SelectConfig, select_units
 
 
@@ -34,10 +35,12 @@ def prune_channels(
     loss: Loss | None = None,
     overrides: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
+    refit: Iterable[Any] | None = None,
 ) -> CapturedModule:
     """A copy of model without the units that config selects by the criterion of that name; see lighten.prune.
 
-    Before it is returned it is run on example_inputs and held against the model in which the same units are zero.
+    It is run on example_inputs and held against the model in which the same units are zero. refit: batches of inputs on
+    which the layers that lost inputs are then fitted, see lighten.prune.refit; None = they are not.
 
     Raises:
         ConfigError: an unknown criterion, an override that fits no layer, or no heads where heads were asked for.
@@ -52,10 +55,13 @@ def prune_channels(
     gone = select_units(scores, config, own_ratios([group.producers for group in groups], overrides or {}))
     units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
     before = copy.deepcopy(captured)
+    dense = None if refit is None else copy.deepcopy(captured)
     remember_removal_(captured, labels, units, example_inputs, granularity)
     remove_units_(captured, labels, units, example_inputs)
     check_equals_zeroing(before, labels, units, captured, example_inputs)
+    left = {} if dense is None or refit is None else refit_(dense, captured, refit)
     recorded = _record(captured.plan, labels, groups, units, granularity)
+    recorded = recorded.with_layers({}, skipped=left, refit=refit is not None)
     captured.plan = replace(recorded, ratio=config.ratio, importance=importance, scope=config.scope)
     return captured
 

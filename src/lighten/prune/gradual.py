@@ -38,6 +38,7 @@ def prune_gradually(
     schedule: str = "one-shot",
     granularity: str = "channel",
     importance: str = "l2",
+    refit: bool = False,
     fine_tuning: FineTuneConfig | None = None,
     teacher: nn.Module | None = None,
     on_step: OnStep | None = None,
@@ -83,7 +84,8 @@ def prune_gradually(
             importance=importance,
             example_inputs=task.example_inputs,
             overrides={pattern: share(path, step) for pattern, path in own.items()},
-            **_data(task, granularity, importance),
+            **_data(task, granularity, importance, refit),
+            refit=refit,
             **settings,
         )
         runs = 1 if within else step
@@ -149,7 +151,7 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     """
     if plan.granularity is None:
         raise ConfigError("This plan prunes nothing: it has no granularity. Set it, and ratio, in the plan.")
-    asked = ("ratio", "schedule", "granularity", "round_to", "min_keep", "overrides", "exclude")
+    asked = ("ratio", "schedule", "granularity", "round_to", "min_keep", "overrides", "exclude", "refit")
     recipe = {name: getattr(plan, name) for name in asked}
     chosen = {"importance": plan.importance, "scope": plan.scope}  # None where the granularity has none
     return recipe | {name: value for name, value in chosen.items() if value is not None}
@@ -164,8 +166,8 @@ def _share_of_the_rest(path: list[float], step: int) -> float:
     return 1 - (1 - path[step - 1]) / (1 - reached)
 
 
-def _data(task: Task, granularity: str, importance: str) -> dict[str, Any]:
-    """Calibration data where the criterion looks at any; with targets and a loss where it looks at gradients."""
+def _data(task: Task, granularity: str, importance: str, refit: bool) -> dict[str, Any]:
+    """Calibration data where anything looks at it; with targets and a loss where the criterion looks at gradients."""
     if granularity == "layer":
         return {"calibration": list(batches(task.calibration, task.batch_size))}
     from lighten.prune.importance.unit_data import unit_importance
@@ -177,7 +179,7 @@ def _data(task: Task, granularity: str, importance: str) -> dict[str, Any]:
         for entry in registry
         if entry.name == importance
     } - {None}
-    if not needs:
+    if not needs and not refit:
         return {}
     if needs == {"gradients"} and task.train is not None and task.loss is not None:
         return {"calibration": _first(task.train, len(task.calibration), task.batch_size), "loss": task.loss}  # type: ignore[arg-type]

@@ -73,18 +73,18 @@ def _fitted(
     order = pattern.column_order(get_tensor(pruned, layer.parameter).shape)
     own, cross = own[:, order][:, :, order], cross[:, order][:, :, order]
     parts = [
-        best_dense(weight, o, c, damping)
+        nearest_outputs(weight, o, c, damping, near=weight)
         for weight, o, c in zip(known.weight.double().chunk(known.groups), own, cross, strict=True)
     ]
     return replace(known, weight=torch.cat(parts).to(known.weight.dtype), hessian=2 * own)
 
 
-def best_dense(weight: Tensor, own: Tensor, cross: Tensor, damping: float) -> Tensor:
-    """argmin over V [out, columns] of ‖W X − V X̂‖² + damping · ‖W − V‖² (in units of own's mean diagonal).
+def nearest_outputs(weight: Tensor, own: Tensor, cross: Tensor, damping: float, near: Tensor) -> Tensor:
+    """argmin over V [out, columns of X̂] of ‖W X − V X̂‖² + damping · ‖near − V‖² (in units of own's mean diagonal).
 
-    own: X̂ X̂ᵀ, cross: X X̂ᵀ, both [columns, columns] over n.
+    weight: W [out, columns of X]. own: X̂ X̂ᵀ, cross: X X̂ᵀ, both over n. near: of V's shape.
     """
     held = damped(own, damping)
     pull = held - own  # the damping as a matrix
     factor = torch.linalg.cholesky(held)
-    return torch.cholesky_solve((weight @ (cross + pull)).T, factor).T
+    return torch.cholesky_solve((weight @ cross + near @ pull).T, factor).T

@@ -1,6 +1,6 @@
 """prune: the verb. Checks the settings and hands the work to the engine of the granularity."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ def prune(
     loss: Callable[[Any, Any], Tensor] | None = None,
     overrides: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
+    refit: bool = False,
 ) -> CapturedModule:
     """A pruned copy of model; model itself is not modified.
 
@@ -42,8 +43,9 @@ def prune(
     every layer. example_inputs: positional arguments of model; None = the first calibration batch. calibration: batches
     of inputs for criteria that look at data, or of (inputs, target) where loss (outputs, target) -> scalar is given.
     overrides: ratios of their own for layers, by shell patterns over module names; the last that matches counts, and
-    ratio is that of all other layers. exclude: shell patterns over module names, never touched. What was pruned, and
-    what was left alone and why, is in the result's `plan`.
+    ratio is that of all other layers. exclude: shell patterns over module names, never touched. refit: whether layers
+    that lost inputs are fitted on calibration to what they made of all of them, see lighten.prune.refit; channels and
+    heads only. What was pruned, and what was left alone and why, is in the result's `plan`.
 
     Raises:
         ConfigError: a setting is out of range or unknown. TaskError: calibration data is missing or does not fit.
@@ -62,7 +64,14 @@ def prune(
     if example_inputs is None:
         raise ConfigError("prune needs example_inputs, the positional arguments of model as a tuple, or calibration.")
     overrides, exclude = dict(overrides or {}), tuple(exclude)
+    if refit and (calibration is None or granularity not in STRUCTURED):
+        raise ConfigError(
+            f"refit=True needs calibration=[batch, …], and {', '.join(STRUCTURED)} as granularity; it is "
+            f"'{granularity}', {'without' if calibration is None else 'with'} calibration."
+        )
     if granularity in STRUCTURED:
+        if refit and calibration is not None:
+            calibration = list(calibration)  # read more than once
         pruned: CapturedModule = prune_channels(
             model,
             SelectConfig(ratio=ratio, scope=scope, round_to=round_to, min_keep=min_keep),
@@ -73,13 +82,14 @@ def prune(
             loss=loss,
             overrides=overrides,
             exclude=exclude,
+            refit=list(_inputs(calibration, loss)) if refit and calibration is not None else None,
         )
     else:
         _only_for_channels(granularity, round_to=round_to, min_keep=min_keep)
         if overrides and (granularity == "layer" or parse_pattern(granularity).is_n_of_m):
             raise ConfigError(f"overrides={overrides}: granularity='{granularity}' has one ratio for all layers.")
         if granularity == "layer":
-            inputs = calibration if loss is None or calibration is None else (batch[0] for batch in calibration)
+            inputs = None if calibration is None else _inputs(calibration, loss)
             pruned = prune_blocks(model, ratio, example_inputs=example_inputs, calibration=inputs, exclude=exclude)
         else:
             pruned = prune_elements(
@@ -101,6 +111,11 @@ def prune(
         exclude=list(exclude),
     )
     return pruned
+
+
+def _inputs(calibration: Iterable[Any], loss: Callable[[Any, Any], Tensor] | None) -> Iterator[Any]:
+    """Batches of inputs alone; with a loss they are pairs."""
+    return (batch if loss is None else batch[0] for batch in calibration)
 
 
 def _only_for_channels(granularity: str, **settings: int) -> None:

@@ -253,7 +253,7 @@ def _recovered(task: Task, variant: Variant, config: SweepConfig, tell: Callable
     recipe = None
     if task.train is not None and task.loss is not None:
         recipe = fine_tuning(len(task.train), config, bfloat16=bfloat16_pays(task.model))  # type: ignore[arg-type]
-    how: dict[str, Any] = {"round_to": config.round_to}
+    how: dict[str, Any] = {"round_to": config.round_to, "refit": True}
     if variant.sparsity:
         how = {"granularity": BLOCK, "schedule": "one-shot" if recipe is None else SPARSITY_SCHEDULE}
 

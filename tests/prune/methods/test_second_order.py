@@ -13,7 +13,7 @@ from lighten.prune.methods.layer_data import LayerData, weight_importance, weigh
 from lighten.prune.methods.obs import OBSConfig, greedy_mask, refit
 from lighten.prune.methods.sparsegpt import SparseGPTConfig
 from lighten.prune.patterns import keep_mask, n_of_m_mask, parse_pattern
-from lighten.prune.reconstruct import best_dense
+from lighten.prune.reconstruct import nearest_outputs
 
 TINY_DAMPING = 1e-9
 
@@ -196,7 +196,7 @@ def test_best_dense_makes_up_for_another_input() -> None:
     x = torch.randn(5, 100, generator=make, dtype=torch.float64)
     mixed = torch.randn(5, 5, generator=make, dtype=torch.float64) @ x
     weight = torch.randn(3, 5, generator=make, dtype=torch.float64)
-    new = best_dense(weight, mixed @ mixed.T / 100, x @ mixed.T / 100, 1e-9)
+    new = nearest_outputs(weight, mixed @ mixed.T / 100, x @ mixed.T / 100, 1e-9, weight)
     torch.testing.assert_close(new @ mixed, weight @ x, rtol=1e-4, atol=1e-4)
-    same = best_dense(weight, x @ x.T, x @ x.T, 0.1)
+    same = nearest_outputs(weight, x @ x.T, x @ x.T, 0.1, weight)
     torch.testing.assert_close(same, weight)
