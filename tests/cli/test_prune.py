@@ -98,3 +98,15 @@ def test_what_cannot_be_written_or_trained_is_refused_first(
 @pytest.mark.parametrize("args", [[], ["digits"], ["digits", "--ratio", "half", "--out", "x"]])
 def test_bad_usage_exits_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, *args)[0] == 2
+
+
+def test_layers_are_refitted_on_request(task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--ratio", 0.5, "--epochs", 0, "--format", "json"]
+    results = {}
+    for flag in ("--refit", "--no-refit"):
+        code, stdout, _ = run(capsys, task_file, *args, flag, "--out", tmp_path / flag)
+        assert code == 0
+        results[flag] = json.loads(stdout)
+        assert lighten.restore(TinyNet(), tmp_path / flag).plan.refit == (flag == "--refit")
+    assert results["--refit"]["after"]["n_params"] == results["--no-refit"]["after"]["n_params"]
+    assert results["--refit"]["drop_selection"]["value"] <= results["--no-refit"]["drop_selection"]["value"]
