@@ -9,7 +9,7 @@ import pytest
 
 import lighten
 
-VERBS = ["quantize", "prune", "export", "load", "compress"]
+VERBS = ["accelerate", "quantize", "prune", "export", "load", "compress"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

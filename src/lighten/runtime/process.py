@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 TAIL_BYTES = 2000
+LIMIT_S = 900.0  # compiling a large network takes minutes
 
 
 class Process:
     """``python -m module``, for work on what is called name; a context manager that ends it.
 
-    threads: what OpenMP is told, before the process imports anything that uses it.
+    threads: what OpenMP is told, before the process imports anything that uses it. limit_s: for an answer; a process
+    that takes longer hangs, and is ended.
     """
 
-    def __init__(self, module: str, name: str, threads: int) -> None:
-        self.name = name
+    def __init__(self, module: str, name: str, threads: int, limit_s: float = LIMIT_S) -> None:
+        self.name, self.limit_s = name, limit_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill and block; close() closes it
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -38,7 +41,8 @@ class Process:
         """Send a question and wait for the answer.
 
         Raises:
-            ArtifactError: the answer is an error, or the process died; then with the end of its stderr.
+            ArtifactError: the answer is an error, or none came in time, or the process died; then with the end of its
+            stderr.
         """
         self.send(question)
         return self.receive()
@@ -55,10 +59,24 @@ class Process:
     def receive(self) -> dict[str, Any]:
         """The second half of ask."""
         assert self.process.stdout is not None
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self.process.kill()
+
+        alarm = threading.Timer(self.limit_s, give_up)
+        alarm.start()
         try:
             answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
+            if late.is_set():
+                raise ArtifactError(
+                    f"The process that runs '{self.name}' did not answer within {self.limit_s:g} s and was ended."
+                ) from None
             raise ArtifactError(self._obituary()) from None
+        finally:
+            alarm.cancel()
         if "error" in answer:
             raise ArtifactError(f"Cannot run '{self.name}': {answer['error']}")
         return answer
