@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lighten.errors import ConfigError, TaskError
-from lighten.recover.finetune import FineTuneConfig, Step, distillation_loss, fine_tune, learning_rate
+from lighten.recover.finetune import (
+    FineTuneConfig,
+    Step,
+    distillation_loss,
+    fine_tune,
+    learning_rate,
+    takes_channels_last,
+)
 from lighten.tasks.samples import Samples
 
 PLAIN = FineTuneConfig(epochs=2, lr=0.1, warmup=0.0, weight_decay=0.0, batch_size=4)
@@ -268,6 +275,42 @@ def test_bfloat16_is_for_products_alone() -> None:
     moved = (flat(exact) - flat(seeded())).norm()
     # Four steps; each product is rounded to 8 bits: 2 ** -8 of itself, a few of them one after the other.
     assert (flat(rough) - flat(exact)).norm() < 16 * 2**-8 * moved
+
+
+class Pictures(nn.Module):
+    """View: flatten by a view that only the plain layout allows."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(36, 3)
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        out: Tensor = self.last(x.view(-1, 36) if self.view else x.flatten(1))
+        return out
+
+
+def test_channels_last_is_a_layout_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model, x = Pictures(view=False).eval(), torch.randn(12, 2, 5, 5)
+    assert takes_channels_last(model, (x[:2],))
+    assert not takes_channels_last(Pictures(view=True).eval(), (x[:2],))
+    assert not takes_channels_last(seeded(), (torch.randn(2, 5),))
+    seen: list[bool] = []
+
+    def before(done: int, n_steps: int, trained: nn.Module) -> None:
+        seen.append(trained.get_parameter("conv.weight").is_contiguous(memory_format=torch.channels_last))
+
+    train = Samples(x, x[:, 0, 0, :3].argmax(-1))
+    plain, last = (
+        fine_tune(model, train, F.cross_entropy, replace(PLAIN, channels_last=flag), before_step=before)
+        for flag in (False, True)
+    )
+    assert seen == [False] * 6 + [True] * 6
+    assert last.get_parameter("conv.weight").is_contiguous()
+    assert model.get_parameter("conv.weight").is_contiguous()
+    torch.testing.assert_close(flat(last), flat(plain), rtol=1e-4, atol=1e-5)  # sums of floats in another order
 
 
 def test_a_step_can_be_preceded() -> None:

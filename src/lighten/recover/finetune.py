@@ -30,7 +30,8 @@ class FineTuneConfig:
     distill_weight: share of the loss that is the distance to a teacher's logits, the rest is the task's own loss.
     temperature: softens both sides of that distance.
     bfloat16: matrix products in bfloat16 (torch's autocast), weights and their updates in float32. It halves the time
-    of a step where the device computes in bfloat16, see `bfloat16_pays`, and multiplies it elsewhere.
+    of a step where the device computes in bfloat16, see `bfloat16_pays`, and multiplies it elsewhere. channels_last:
+    train convolutions in that memory layout, see `takes_channels_last`; the result is in the usual one.
     """
 
     epochs: int = 1
@@ -44,6 +45,7 @@ class FineTuneConfig:
     distill_weight: float = 0.0
     temperature: float = 4.0
     bfloat16: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         allowed = {
@@ -113,6 +115,10 @@ def fine_tune(
     n_steps = config.epochs * len(loader)
     model = copy.deepcopy(model)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
+    if config.channels_last:
+        for module in (model, teacher):
+            if module is not None:
+                _to_layout_(module, torch.channels_last)
     optimizer = _optimizer(model, config)
     with torch.random.fork_rng(), _denormals_flushed():
         torch.manual_seed(config.seed)
@@ -140,6 +146,8 @@ def fine_tune(
             if on_epoch is not None:
                 with torch.random.fork_rng():  # watching must not change what is watched
                     on_epoch(epoch, model)
+    if config.channels_last:
+        _to_layout_(model, torch.contiguous_format)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise ConfigError(_diverged("A weight is NaN or infinite", n_steps, n_steps, config))
     return model.eval()
@@ -159,6 +167,29 @@ def bfloat16_pays(model: nn.Module) -> bool:
     if device == "cpu":
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def takes_channels_last(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether model has two-dimensional convolutions and computes what it did when they are laid out channels last.
+
+    A `view` of what a convolution made, for one, cannot be taken in that layout.
+    """
+    if not any(parameter.ndim == 4 for parameter in model.parameters()):
+        return False
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        wanted = model(*inputs)
+        _to_layout_(model, torch.channels_last)
+        try:
+            found = model(*inputs)
+        except RuntimeError:
+            return False
+    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs if isinstance(a, Tensor))
+
+
+def _to_layout_(model: nn.Module, layout: torch.memory_format) -> None:
+    model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

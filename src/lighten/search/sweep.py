@@ -23,15 +23,15 @@ from lighten.plan import Plan
 from lighten.prune.gradual import PruneStep, prune_gradually
 from lighten.quantize import quantize
 from lighten.quantize.scheme import parse_scheme
-from lighten.recover.finetune import FineTuneConfig, bfloat16_pays
+from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, takes_channels_last
 from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.measure import LatencySample
 from lighten.runtime.runner import load
 from lighten.task import Task, as_args, batches, evaluate
 
-DEFAULT_RATIOS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+DEFAULT_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
 # Zeros in blocks that the native engine leaves out, reached in small steps while the rest is trained.
-DEFAULT_SPARSITIES = (0.7, 0.8, 0.85, 0.9)
+DEFAULT_SPARSITIES = (0.7, 0.8, 0.9)
 BLOCK = "block:4x1"
 SPARSITY_SCHEDULE = "gradual:20"
 # A short fine-tune is at least this many steps: three epochs of a large set, more of a small one.
@@ -231,8 +231,8 @@ def representative_inputs(task: Task, batch: int) -> dict[str, Any]:
     return {name: value.numpy() for name, value in named.items()}
 
 
-def fine_tuning(n_train: int, config: SweepConfig, *, bfloat16: bool = False) -> FineTuneConfig:
-    """The recipe for a training set of that size."""
+def fine_tuning(n_train: int, config: SweepConfig, **how: bool) -> FineTuneConfig:
+    """The recipe for a training set of that size. how: bfloat16, channels_last."""
     batch_size = max(1, min(MAX_BATCH, n_train // MIN_STEPS_AN_EPOCH))
     epochs = config.epochs or max(MIN_EPOCHS, math.ceil(MIN_STEPS / (n_train // batch_size)))
     return FineTuneConfig(
@@ -242,7 +242,7 @@ def fine_tuning(n_train: int, config: SweepConfig, *, bfloat16: bool = False) ->
         seed=config.seed,
         grad_clip=5.0,
         distill_weight=config.distill_weight,
-        bfloat16=bfloat16,
+        **how,
     )
 
 
@@ -252,7 +252,10 @@ def _recovered(task: Task, variant: Variant, config: SweepConfig, tell: Callable
         return capture(task.model, task.example_inputs)
     recipe = None
     if task.train is not None and task.loss is not None:
-        recipe = fine_tuning(len(task.train), config, bfloat16=bfloat16_pays(task.model))  # type: ignore[arg-type]
+        # Together they take the step of a pruned ResNet-20 from 106 to 80 ms, but bfloat16 alone to 181.
+        channels_last = takes_channels_last(capture(task.model, task.example_inputs), task.example_inputs)
+        bfloat16 = channels_last and bfloat16_pays(task.model)
+        recipe = fine_tuning(len(task.train), config, bfloat16=bfloat16, channels_last=channels_last)  # type: ignore[arg-type]
     how: dict[str, Any] = {"round_to": config.round_to, "refit": True}
     if variant.sparsity:
         how = {"granularity": BLOCK, "schedule": "one-shot" if recipe is None else SPARSITY_SCHEDULE}
