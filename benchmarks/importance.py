@@ -23,7 +23,7 @@ from lighten.graph.count import count_macs, count_parameters
 from lighten.metric import paired_drop
 from lighten.prune import prune
 from lighten.prune.importance.unit_data import unit_importance
-from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, fine_tune
+from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, fine_tune, takes_channels_last
 from lighten.registry import importance
 from lighten.task import Task, batches, evaluate, load_task
 
@@ -91,7 +91,9 @@ def main() -> None:
     args = parser.parse_args()
     task = load_task("fashion-mnist")
     train = task.train if args.samples is None else Subset(task.train, range(args.samples))
-    recipe = FineTuneConfig(epochs=args.epochs, lr=args.lr, bfloat16=bfloat16_pays(task.model))
+    layout = takes_channels_last(task.model, task.example_inputs)
+    fast = {"channels_last": layout, "bfloat16": layout and bfloat16_pays(task.model)}
+    recipe = FineTuneConfig(epochs=args.epochs, lr=args.lr, **fast)
     dense = evaluate(task.model, task.holdout, task.metric, 250)
     macs = count_macs(task.model, task.example_inputs)
     print(json.dumps({"criterion": "dense", "accuracy": dense.interval.value, "macs": macs}), flush=True)
