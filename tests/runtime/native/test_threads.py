@@ -19,6 +19,7 @@ from lighten.runtime.native.packed import Array, pack
 from lighten.runtime.native.program import Conv, Elements, Mean, Pool, Program
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.schedule import Access, Target, cut, tilings
+from lighten.runtime.native.stored import Stored
 
 
 def shared(threads: int) -> Engine:
@@ -39,7 +40,7 @@ def shared(threads: int) -> Engine:
     )
     host = host_target()
     target = Target(host.lanes, host.registers, barrier=0)
-    return Engine(Program((Sizes(3, 20, 20),), ops, (6,)), weights, [(10,)], threads=threads, target=target)
+    return Engine(Program((Sizes(3, 20, 20),), ops, (6,)), Stored(weights), [(10,)], threads=threads, target=target)
 
 
 def samples(n: int) -> Array:
@@ -150,7 +151,7 @@ def test_a_forked_process_shares_a_sample_too() -> None:
 def test_a_small_network_is_not_shared() -> None:
     host = host_target()
     program = Program((Sizes(1, 4, 4),), (Mean(inputs=(0,)),), (1,))
-    engine = Engine(program, {}, [(1,)], threads=2, target=host)
+    engine = Engine(program, Stored(), [(1,)], threads=2, target=host)
     assert engine.pace is None
     assert engine.n_stages == 1
     before = threading.active_count()

@@ -1,6 +1,6 @@
-"""The native backend: convolutional networks whose zeros are left out, compiled for this CPU when they are loaded.
+"""The native backend: networks whose zeros are left out, compiled for this CPU when they are loaded.
 
-Files: ``plan.json`` (program.py) and ``weights.safetensors`` (packed.py). Both are data; see docs/sparse-engine.md.
+Files: ``plan.json`` (program.py) and ``weights.safetensors`` (stored.py). Both are data; see docs/sparse-engine.md.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from lighten.errors import ArtifactError, require
 from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import Compiled, Description, only_options
-from lighten.runtime.native.packed import read_packed
-from lighten.runtime.native.program import Conv, Program
+from lighten.runtime.native.program import Program
+from lighten.runtime.native.stored import read_stored
 from lighten.runtime.spec import BATCH, TensorSpec
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
@@ -35,21 +35,14 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}.") from error
     try:
-        tensors = program.tensors
-        weights = {}
-        for op in program.ops:
-            if isinstance(op, Conv):
-                n_columns = tensors[op.inputs[0]].rows * op.kernel[0] * op.kernel[1]
-                weights[op.weight] = read_packed(
-                    arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns, bits=op.bits
-                )
+        tensors, stored = program.tensors, read_stored(program, arrays)
         _must_match(artifact, "inputs", artifact.inputs, [(t.rows * t.height * t.width) for t in program.inputs])
         sizes = [tensors[at] for at in program.outputs]
         _must_match(artifact, "outputs", artifact.outputs, [t.rows * t.height * t.width for t in sizes])
     except ArtifactError as error:
         raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}") from error
     shapes: Any = [spec.shape[1:] for spec in artifact.outputs]
-    return Engine(program, weights, shapes, threads=threads)
+    return Engine(program, stored, shapes, threads=threads)
 
 
 def describe() -> Description:

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,10 @@ from lighten.runtime.native.emit.network import Network
 from lighten.runtime.native.emit.team import CELL
 from lighten.runtime.native.jit import compile_ir, host_target
 from lighten.runtime.native.pace import Pace
-from lighten.runtime.native.packed import Array, Packed
+from lighten.runtime.native.packed import Array
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.schedule import WAKE, Target
+from lighten.runtime.native.stored import Stored
 
 SIGNATURE = ctypes.CFUNCTYPE(
     None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
@@ -68,7 +69,7 @@ class Engine:
     def __init__(
         self,
         program: Program,
-        weights: Mapping[str, Packed],
+        stored: Stored,
         shapes: Sequence[tuple[int, ...]],
         *,
         threads: int = 1,
@@ -76,10 +77,11 @@ class Engine:
     ) -> None:
         assert len(shapes) == len(program.outputs)
         kernels, blob, target = Kernels(ir.Module()), Blob(), target or host_target()
-        network = Network(kernels, blob, program, weights, target=target, threads=threads)
+        network = Network(kernels, blob, program, stored, target=target, threads=threads)
         add_entry(kernels, network.stages, threads)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
         self.n_stages = len(network.stages)
+        self._written = network.written
         self.pace = Pace() if threads > 1 and network.work >= WAKE * target.barrier else None
         self._constants, self._bell = aligned(blob.size), aligned(LINE)
         blob.fill(self._constants)
@@ -131,10 +133,13 @@ class Engine:
         return team
 
     def new_data(self) -> Array:
-        """Room for the activations of one sample, margins filled: uint8."""
+        """Room for the activations of one sample, margins filled and constants written: uint8."""
         data = aligned(self.layout.size * 4)
+        floats = data.view(np.float32)
         for start, end, value in self.layout.fills:
-            data.view(np.float32)[start:end] = value
+            floats[start:end] = value
+        for addresses, array in self._written:
+            floats[addresses] = array
         return data
 
 

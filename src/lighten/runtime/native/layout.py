@@ -20,7 +20,18 @@ import numpy as np
 
 from lighten.errors import ArtifactError
 from lighten.runtime.native.packed import Array
-from lighten.runtime.native.program import Conv, Elements, Op, Pool, Program, Tensor
+from lighten.runtime.native.program import (
+    Constant,
+    Conv,
+    Elements,
+    Matmul,
+    Norm,
+    Op,
+    Pool,
+    Program,
+    Softmax,
+    Tensor,
+)
 
 ALIGN = 16  # floats: a cache line, and the widest vector
 MOST_ROWS = 16  # rows are allocated in whole blocks of the largest kind
@@ -56,6 +67,13 @@ class Place:
     def is_vector(self) -> bool:
         """Whether rows lie next to each other: there is one place."""
         return self.row_stride == 1
+
+    @property
+    def addresses(self) -> Array:
+        """int64 [rows, height · width]: where each number lies, in floats from the start of the arena."""
+        t = self.tensor
+        grid = np.arange(t.height)[:, None] * self.pitch + np.arange(t.width)
+        return self.origin + np.arange(t.rows)[:, None] * self.row_stride + grid.ravel()
 
     def valid(self, length: int) -> Array:
         """uint8 [length]: 1 where a column is a place."""
@@ -148,7 +166,7 @@ def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fi
     last_use = _last_uses(program, splits, len(tensors))
     arena = _Arena()
     places: list[Place | None] = [None] * len(tensors)
-    born = [*range(first)]
+    born = [*range(first), *(first + i for i, op in enumerate(program.ops) if isinstance(op, Constant))]
     live: list[int] = []
 
     def put(at: int) -> None:
@@ -163,7 +181,8 @@ def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fi
     for i in range(len(program.ops)):
         if i in splits and places[splits[i].to] is None:
             put(splits[i].to)
-        put(first + i)
+        if places[first + i] is None:
+            put(first + i)
         for at in [at for at in live if last_use[at] <= i]:
             arena.free(places[at])
             live.remove(at)
@@ -179,18 +198,21 @@ def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Itera
             return (op.inputs[0] if split is None else split.to, *op.inputs[1:])
         case Elements():
             return [at for at in op.inputs if tensors[at] == tensors[op.inputs[0]]]
+        case Norm() | Softmax() | Matmul():
+            return op.inputs[:1]
         case _:
             return ()
 
 
 def _last_uses(program: Program, splits: dict[int, Split], n_tensors: int) -> list[int]:
-    """The last op that reads each tensor; one of the outputs lives on, and what nobody reads dies at once."""
+    """The last op that reads each tensor; outputs and constants live on, and what nobody reads dies at once."""
     last = [-1] * n_tensors
     for i, op in enumerate(program.ops):
         last[len(program.inputs) + i] = i
         for at in (*op.inputs, *([splits[i].to] if i in splits else [])):
             last[at] = i
-    for at in program.outputs:
+    constants = (len(program.inputs) + i for i, op in enumerate(program.ops) if isinstance(op, Constant))
+    for at in (*program.outputs, *constants):
         last[at] = len(program.ops)
     return last
 

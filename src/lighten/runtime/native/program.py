@@ -1,7 +1,7 @@
 """The program: what an artifact of the native engine computes, as data, and the check that it can be computed.
 
 A tensor of one sample is a matrix: a row for each channel or feature, a column for each place, places being a height x
-width grid. A vector has one place. The batch is no axis of it: samples are independent.
+width grid. Tokens are places in one line, a vector has one place. The batch is no axis of it: samples are independent.
 
 The plan says neither how anything lies in memory nor how it is computed, so nothing read from a file can become a
 pointer: layout and schedule are made anew wherever it is loaded.
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from lighten.errors import ArtifactError
 from lighten.runtime.native.packed import FLOAT_BITS
@@ -103,8 +103,68 @@ class Reshape:
     rows: int
 
 
-Op = Conv | Pool | Mean | Elements | Cat | Reshape
-KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Conv, Pool, Mean, Elements, Cat, Reshape)}
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The same numbers for all samples. array: the name of float32 [rows, height · width]."""
+
+    kind: ClassVar[str] = "constant"
+    inputs: tuple[int, ...] = ()
+    array: str
+    rows: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gather:
+    """Any numbers of the inputs. array: the name of [rows, height · width] indices into their numbers, row by row."""
+
+    kind: ClassVar[str] = "gather"
+    inputs: tuple[int, ...]
+    array: str
+    rows: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """Layer norm: each place's rows to mean 0, variance 1, then times scale, plus shift. inputs: x, scale, shift."""
+
+    kind: ClassVar[str] = "norm"
+    inputs: tuple[int, ...]
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax:
+    """Of each place's rows, in so many groups of rows that follow one another."""
+
+    kind: ClassVar[str] = "softmax"
+    inputs: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matmul:
+    """y[g, i, place] = scale · sum over k of w[g, i, k] · x[g, k, place], for each group (a head) g. inputs: x, w.
+
+    starts: the first row of x and of w. x has rows (g, k); w has rows (g, i) and a place for each k where `across`, as
+    values have for attention's second product, else rows (g, k) and a place for each i, as keys have for its first.
+    """
+
+    kind: ClassVar[str] = "matmul"
+    inputs: tuple[int, ...]
+    starts: tuple[int, ...]
+    groups: int
+    depth: int
+    size: int
+    across: bool
+    scale: float
+
+
+Op = Conv | Pool | Mean | Elements | Cat | Reshape | Constant | Gather | Norm | Softmax | Matmul
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in get_args(Op)}
 
 
 @dataclass(frozen=True)
@@ -200,6 +260,21 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
         case Reshape():
             _must(x.rows * x.height * x.width == op.rows, f"{x} as {op}")
             return Tensor(op.rows, 1, 1)
+        case Constant() | Gather():
+            return Tensor(op.rows, op.height, op.width)
+        case Norm():
+            _must(op.eps >= 0 and all(each == Tensor(x.rows, 1, 1) for each in inputs[1:]), f"{op} of {inputs}")
+            return x
+        case Softmax():
+            _must(op.groups > 0 and x.rows % op.groups == 0, f"{op.groups} groups of {x}")
+            return x
+        case Matmul():
+            w = inputs[1]
+            sizes, rows = (w.height, w.width), op.groups * (op.size if op.across else op.depth)
+            _must(min(op.groups, op.depth, op.size) > 0 and len(op.starts) == 2, f"{op}")
+            _must(op.starts[0] + op.groups * op.depth <= x.rows and op.starts[1] + rows <= w.rows, f"{op} of {inputs}")
+            _must(sizes == (1, op.depth if op.across else op.size), f"{op} of {inputs}")
+            return Tensor(op.groups * op.size, x.height, x.width)
 
 
 _ARITY: dict[str, range] = {
@@ -209,6 +284,11 @@ _ARITY: dict[str, range] = {
     "elements": range(1, 3),
     "cat": range(1, 1025),
     "reshape": range(1, 2),
+    "constant": range(1),
+    "gather": range(1, 1025),
+    "norm": range(3, 4),
+    "softmax": range(1, 2),
+    "matmul": range(2, 3),
 }
 
 

@@ -7,23 +7,43 @@ Every address is a constant distance from one of two bases, data (activations) a
 both of which are sized here; nothing in it was read from a file unchecked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from lighten.runtime.native.emit.blob import Blob
-from lighten.runtime.native.emit.code import I8, I64, POINTER, VOID, Code, Kernels, Value
-from lighten.runtime.native.emit.planes import copy, elements, mean
+from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
+from lighten.runtime.native.emit.columns import norm, softmax
+from lighten.runtime.native.emit.matmul import matmul
+from lighten.runtime.native.emit.planes import copy, elements, gather, mean
 from lighten.runtime.native.emit.product import matvec, product
 from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
-from lighten.runtime.native.program import Cat, Conv, Elements, Mean, Op, Pool, Program
+from lighten.runtime.native.program import (
+    Cat,
+    Constant,
+    Conv,
+    Elements,
+    Gather,
+    Matmul,
+    Mean,
+    Norm,
+    Op,
+    Pool,
+    Program,
+    Reshape,
+    Softmax,
+)
 from lighten.runtime.native.schedule import Access, Target, cut, tilings
+from lighten.runtime.native.stored import Stored
 
 NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
+HEIGHT = 4  # rows to a block of a product of activations
+EXP = 24  # operations in the time of a vector's exponential, and the rest of a softmax
 STORING = 4  # operations in the time that storing a vector takes, with all around it
 Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
 
@@ -39,12 +59,12 @@ class Network:
         kernels: Kernels,
         blob: Blob,
         program: Program,
-        weights: Mapping[str, Packed],
+        stored: Stored,
         *,
         target: Target,
         threads: int,
     ) -> None:
-        self.kernels, self.blob, self.program, self.weights = kernels, blob, program, weights
+        self.kernels, self.blob, self.program, self.stored = kernels, blob, program, stored
         self.target, self.n_threads = target, threads
         self.layout: Layout = make_layout(program)
         self.kept: dict[tuple[Any, ...], Array] = {}
@@ -104,6 +124,12 @@ class Network:
         table = self._const(self._keep(("cuts", *cuts), np.array(cuts, np.int64)))
         return [self.code.load(self.code.at(table, part, of=I64), I64) for part in (self.first, self.last)]
 
+    @property
+    def written(self) -> list[tuple[Array, Array]]:
+        """What has to stand in an arena before a call: addresses and values, both [rows, places]."""
+        places = zip(self.program.ops, self.layout.places[len(self.program.inputs) :], strict=False)
+        return [(place.addresses, self.stored.arrays[op.array]) for op, place in places if isinstance(op, Constant)]
+
     def _op(self, op: Op, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
         match op:
             case Conv():
@@ -116,13 +142,23 @@ class Network:
                 self._elements(op, inputs, out)
             case Cat():
                 self._cat(inputs, out)
-            case _:
+            case Reshape():
                 self._reshape(inputs[0], out)
+            case Constant():  # in the arena since before the call
+                pass
+            case Gather():
+                self._gather(self.stored.arrays[op.array], inputs, out)
+            case Norm():
+                self._norm(op, inputs, out)
+            case Softmax():
+                self._softmax(op, inputs[0], out)
+            case Matmul():
+                self._matmul(op, inputs, out)
 
     # Products
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
-        weight = self.weights[op.weight]
+        weight = self.stored.weights[op.weight]
         source, at = self._window(op, inputs[0], split)
         channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
         offsets = self._ints(channel * source.row_stride + at[tap])
@@ -164,15 +200,12 @@ class Network:
         by_blocks = vectors < NARROW * self.n_threads
         reads = [source, other] if residual else [source]
         (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
-        parts = [0, vectors] if by_blocks else cuts
         shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act, "is_max": is_max}
-        shape |= {"residual": residual is not None, "masked": out.clean and not out.is_solid}
+        shape |= {"residual": residual is not None, "masked": _is_masked(out)}
         blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
-        for v, tiles in tilings(parts, block, self.target).items():
-            columns = np.array([start * self.target.lanes for part in tiles for start in part], np.int32)
-            counts = np.cumsum([0, *map(len, tiles)]).tolist()
-            ends = [self._i(0), self._i(len(columns))] if by_blocks else self._range(counts)
-            pointers = [*(self._at(place) for place in (source, out, other)), self._mask(out), self._const(columns)]
+        for v, columns, counts in self._tiles([0, vectors] if by_blocks else cuts, block, self.target):
+            ends = [self._i(0), self._i(counts[-1])] if by_blocks else self._range(counts)
+            pointers = [*(self._at(place) for place in (source, out, other)), self._mask(out), columns]
             sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
             self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
 
@@ -186,8 +219,71 @@ class Network:
         pointers = [self._at(place) for place in (source, out, other)]
         self._call(kernel, [*pointers, *self._tables(weight, offsets), *self._range(cuts)])
 
+    def _tiles(self, cuts: Sequence[int], block: int, target: Target) -> Iterator[tuple[int, Value, list[int]]]:
+        """For each width of tiles: their first columns, part after part, and how many there are before each part."""
+        for v, tiles in tilings(cuts, block, target).items():
+            columns = np.array([start * target.lanes for part in tiles for start in part], np.int32)
+            yield v, self._const(columns), np.cumsum([0, *map(len, tiles)]).tolist()
+
     def _tables(self, weight: Packed, offsets: Array) -> list[Value]:
         return [self._const(array) for array in (weight.ptr, offsets, weight.value, weight.bias)]
+
+    # Attention, and what goes along the rows of each place
+
+    def _matmul(self, op: Matmul, inputs: Sequence[Place], out: Place) -> None:
+        """Blocks of 4 rows, and what is left of a group row by row."""
+        (x, w), target = inputs, self._target_for(out)
+        vectors, full = -(-out.columns // target.lanes), op.size // HEIGHT
+        rests = op.size - full * HEIGHT
+        work = np.full(op.groups, vectors * (op.depth + STORING))
+        cuts = self._begin([x, w], out, np.repeat(work * HEIGHT, full), np.repeat(work, rests))
+        w_row, w_step = (w.row_stride, 1) if op.across else (1, w.row_stride)
+        w_group = (op.size if op.across else op.depth) * w.row_stride
+        y_group, x_group = op.size * out.row_stride, op.depth * x.row_stride
+        starts = [op.starts[0] * x.row_stride, op.starts[1] * w.row_stride]
+        for r, blocks, done, each in ((HEIGHT, full, 0, cuts[0]), (1, rests, full * HEIGHT, cuts[1])):
+            if not blocks:
+                continue
+            items, scale = self._range(each), ir.Constant(F32, op.scale)
+            sizes = (op.depth, blocks, x.row_stride, x_group, w_row, w_step, w_group, out.row_stride, y_group)
+            bases = [
+                self._at(x, starts[0]),
+                self._at(w, starts[1] + done * w_row),
+                self._at(out, done * out.row_stride),
+            ]
+            for v, columns, (_, n_tiles) in self._tiles([0, vectors], r, target):
+                kernel = matmul(self.kernels, r=r, v=v, lanes=target.lanes, masked=_is_masked(out))
+                ends = [*items, self._i(0), self._i(n_tiles)]
+                self._call(kernel, [*bases, self._mask(out), columns, scale, *map(self._i, sizes), *ends])
+
+    def _softmax(self, op: Softmax, x: Place, out: Place) -> None:
+        sizes = (op.groups, out.tensor.rows // op.groups, x.row_stride, out.row_stride)
+        for v, columns, ends, target in self._by_columns([x], out, EXP):
+            kernel = softmax(self.kernels, v=v, lanes=target.lanes, masked=_is_masked(out))
+            self._call(kernel, [self._at(x), self._at(out), self._mask(out), columns, *map(self._i, sizes), *ends])
+
+    def _norm(self, op: Norm, inputs: Sequence[Place], out: Place) -> None:
+        x, scale, shift = inputs
+        sizes = (out.tensor.rows, x.row_stride, out.row_stride, scale.row_stride, shift.row_stride)
+        for v, columns, ends, target in self._by_columns(inputs, out, STORING):
+            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=_is_masked(out))
+            pointers = [self._at(place) for place in (x, out, scale, shift)]
+            eps = ir.Constant(F32, op.eps)
+            self._call(kernel, [*pointers, self._mask(out), columns, eps, *map(self._i, sizes), *ends])
+
+    def _by_columns(
+        self, inputs: Sequence[Place], out: Place, cost: int
+    ) -> Iterator[tuple[int, Value, list[Value], Target]]:
+        """For each width of tiles: their first columns, and which of them a part has. cost: of a number's vector."""
+        target = self._target_for(out)
+        vectors = -(-out.columns // target.lanes)
+        (cuts,) = self._begin(inputs, out, np.full(vectors, cost * out.tensor.rows))
+        for v, columns, counts in self._tiles(cuts, 1, target):
+            yield v, columns, self._range(counts), target
+
+    def _target_for(self, out: Place) -> Target:
+        """One lane for a vector: what lies beside its place is the next row."""
+        return replace(self.target, lanes=1) if out.is_vector else self.target
 
     # Everything else
 
@@ -209,7 +305,7 @@ class Network:
         else:
             vectors, strides = -(-out.columns // lanes), (a.row_stride, b.row_stride, out.row_stride)
             n_rows = rows
-            masked = out.clean and not out.is_solid
+            masked = _is_masked(out)
             kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=is_spread, masked=masked)
         (cuts,) = self._begin([a, b], out, np.full(n_rows, STORING * vectors))
         sizes = [self._i(each) for each in (vectors, *strides)]
@@ -232,6 +328,15 @@ class Network:
         axes = [(t.rows, x.row_stride, t.height * t.width * step), lines, (t.width, 1, step)]
         (cuts,) = self._begin([x], out, _copying(axes))
         self._copy(self._at(x), self._at(out), axes, cuts)
+
+    def _gather(self, index: Array, inputs: Sequence[Place], out: Place) -> None:
+        t = out.tensor
+        rows, lines, width = (1, 1, t.rows) if out.is_vector else (t.rows, t.height, t.width)
+        (cuts,) = self._begin(inputs, out, np.full(rows, lines * (width + STORING)))
+        addresses = np.concatenate([x.addresses.ravel() for x in inputs])
+        table = self._const(self._ints(addresses[index.ravel()]))
+        sizes = (lines, width, out.row_stride, out.pitch)
+        self._call(gather(self.kernels), [self.data, self._at(out), table, *self._range(cuts), *map(self._i, sizes)])
 
     def _split(self, split: Split) -> None:
         x, to = self.layout.places[split.source], self.layout.places[split.to]
@@ -298,6 +403,11 @@ class Network:
 
     def _call(self, kernel: Value, args: Sequence[Value]) -> None:
         self.code.b.call(kernel, args)
+
+
+def _is_masked(out: Place) -> bool:
+    """Whether what falls on margins has to be written as zeros."""
+    return out.clean and not out.is_solid
 
 
 def _copying(axes: Axes) -> Array:

@@ -1,4 +1,4 @@
-"""Moving and reducing: strided copies, elements, the mean over places."""
+"""Moving and reducing: strided copies, gathering, elements, the mean over places."""
 
 from collections.abc import Sequence
 
@@ -38,6 +38,33 @@ def copy(kernels: Kernels, *, step: int, to_step: int) -> Value:
         nest(0, x, y)
 
     return kernels.get(("copy", step, to_step), [POINTER] * 2 + [I64] * 8, emit)
+
+
+def gather(kernels: Kernels) -> Value:
+    """y[row, line, i] = data[table[...]], table: int32, one after another; f(data, y, table, low, high, lines, width,
+    row_stride, pitch).
+
+    Rows run over [low, high).
+    """
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        data, y, table, low, high, lines, width, row_stride, pitch = args
+        b, c = code.b, code.const
+
+        def line(k: Value, _: list[Value]) -> list[Value]:
+            first = b.mul(k, width)
+            to = code.at(y, b.mul(b.udiv(k, lines), row_stride), b.mul(b.urem(k, lines), pitch))
+
+            def number(i: Value, _: list[Value]) -> list[Value]:
+                code.store(code.load(code.at(data, code.index(table, first, i))), code.at(to, i))
+                return []
+
+            code.loop(c(0), width, number)
+            return []
+
+        code.loop(b.mul(low, lines), b.mul(high, lines), line)
+
+    return kernels.get(("gather",), [POINTER] * 3 + [I64] * 6, emit)
 
 
 def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: bool, masked: bool) -> Value:

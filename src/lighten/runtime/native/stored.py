@@ -1,0 +1,75 @@
+"""What the operations of a program need beside it: packed weights, constants, indices; checked when they are read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lighten.errors import ArtifactError
+from lighten.runtime.native.packed import Array, Grid, Packed, index_type, read_array, read_packed
+from lighten.runtime.native.program import Constant, Conv, Gather, Program, Tensor
+
+
+@dataclass(frozen=True)
+class Stored:
+    """weights: of convolutions. arrays: float32 of constants, int64 of gathers, both [rows, height · width]."""
+
+    weights: dict[str, Packed] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+
+def to_arrays(program: Program, stored: Stored, grids: Mapping[str, Grid]) -> dict[str, Array]:
+    """As an artifact stores it. grids: on which the values of weights lie, of those that have one."""
+    tensors = program.tensors
+    arrays: dict[str, Array] = {}
+    for op in program.ops:
+        inputs = [tensors[at] for at in op.inputs]
+        match op:
+            case Conv():
+                n_columns = inputs[0].rows * math.prod(op.kernel)
+                arrays |= stored.weights[op.weight].to_arrays(op.weight, n_columns, grids.get(op.weight))
+            case Constant():
+                arrays[op.array] = stored.arrays[op.array]
+            case Gather():
+                arrays[op.array] = stored.arrays[op.array].astype(index_type(_count(inputs)))
+    return arrays
+
+
+def read_stored(program: Program, arrays: Mapping[str, Array]) -> Stored:
+    """The inverse of to_arrays; every index and size is checked, since arrays come from a file and are not trusted.
+
+    Raises:
+        ArtifactError: an array is missing, or is not what an operation needs.
+    """
+    tensors, stored = program.tensors, Stored()
+    for op in program.ops:
+        inputs = [tensors[at] for at in op.inputs]
+        match op:
+            case Conv():
+                n_columns = inputs[0].rows * math.prod(op.kernel)
+                weight = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns, bits=op.bits)
+                stored.weights[op.weight] = weight
+            case Constant():
+                stored.arrays[op.array] = _read(arrays, op, "float32")
+            case Gather():
+                index = _read(arrays, op, index_type(_count(inputs)).name).astype(np.int64)
+                if int(index.max()) >= _count(inputs):
+                    raise ArtifactError(
+                        f"'{op.array}' reads past its {_count(inputs)} numbers. Export the model again."
+                    )
+                stored.arrays[op.array] = index
+    return stored
+
+
+def _read(arrays: Mapping[str, Array], op: Constant | Gather, dtype: str) -> Array:
+    array, shape = read_array(arrays, op.array), (op.rows, op.height * op.width)
+    if (array.dtype.name, array.shape) != (dtype, shape):
+        raise ArtifactError(
+            f"'{op.array}' is {array.dtype} {list(array.shape)} and not {dtype} {list(shape)}. Export the model again."
+        )
+    return array
+
+
+def _count(inputs: list[Tensor]) -> int:
+    return sum(t.rows * t.height * t.width for t in inputs)
