@@ -1,0 +1,150 @@
+"""Products with weights: convolutions and linear layers, with the addition and the activation that alone read them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lighten.export.native.ids import FIRST, Batch, Ids, batch_of, by_rows, in_rows, one_sample
+from lighten.export.native.operators import act_of, image, made, multiplied, pair
+from lighten.export.native.reader import Handler, Reader, must
+from lighten.graph.arguments import arguments
+from lighten.quantize.weight_ops import dequantize_packed
+from lighten.runtime.native.packed import Array, Grid, pack
+from lighten.runtime.native.program import Conv, infer
+
+aten = torch.ops.aten
+# Time of a product with R outputs to a block, for each stored block and place. Reasoned, not measured: a core does
+# about as many loads as multiplications, and a window's loads cross cache lines: R multiplications against two loads.
+COST = {1: 2.0, 4: 4.0, 8: 8.0}
+
+
+def best_block(weight: Array, groups: int) -> int:
+    """The R of COST at which this weight is cheapest: the pattern of its zeros decides."""
+    if weight.shape[0] // groups == 1 and groups > 1:
+        return 1
+    return min(COST, key=lambda r: COST[r] * len(pack(weight, None, r, groups).index))
+
+
+def _convolution(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
+    """conv1d is conv2d on one line."""
+    x, sample = image(reader, given["input"])
+    weight, grid = weight_of(reader, arguments(node)["weight"])
+    shape = (1, *node.meta["val"].shape[1:])
+    window: dict[str, Any] = {
+        "kernel": pair(weight.shape[2:], sample.ndim),
+        "stride": pair(given["stride"], sample.ndim),
+        "padding": pair(given["padding"], sample.ndim, 0),
+        "dilation": pair(given["dilation"], sample.ndim),
+    }
+    op = Conv(inputs=(x,), weight="", rows=len(weight), block=1, **window)
+    product(reader, node, op, weight, grid, given["bias"], in_rows(shape, [1]), FIRST, groups=given["groups"])
+
+
+def _linear(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
+    weight, grid = weight_of(reader, arguments(node)["weight"])
+    over_features(reader, node, given["input"], weight, grid, given["bias"])
+
+
+def _matmul(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids | None:
+    a, b = given.get("self"), given.get("other", given.get("mat2"))
+    if isinstance(b, Tensor) and b.ndim == 2:
+        over_features(reader, node, a, b.T.contiguous().numpy(), None, None)
+        return None
+    return multiplied(reader, a, b)
+
+
+def _addmm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
+    bias, x, weight = given["self"], given["mat1"], given["mat2"]
+    is_linear = isinstance(bias, Tensor) and bias.ndim == 1 and isinstance(weight, Tensor)
+    must(is_linear and given["beta"] == given["alpha"] == 1, "it is no linear layer")
+    over_features(reader, node, x, weight.T.contiguous().numpy(), None, bias)
+
+
+def over_features(reader: Reader, node: fx.Node, x: Any, weight: Array, grid: Grid | None, bias: Tensor | None) -> None:
+    """A linear layer over the last axis: a convolution of 1 x 1, all other axes being places."""
+    must(isinstance(x, Ids) and x.at.ndim > 1, "it is no linear layer of an activation")
+    batch = batch_of(x)
+    sample = one_sample(x, batch)
+    must(batch.axis < sample.ndim - 1, "it mixes the samples of a batch")
+    op = Conv(inputs=(reader.build.lay(by_rows(sample, [-1])),), weight="", rows=len(weight), block=1)
+    product(reader, node, op, weight, grid, bias, in_rows((*sample.shape[:-1], len(weight)), [-1]), batch)
+
+
+def product(
+    reader: Reader,
+    node: fx.Node,
+    op: Conv,
+    weight: Array,
+    grid: Grid | None,
+    bias: Tensor | None,
+    order: Tensor,
+    batch: Batch,
+    groups: int = 1,
+) -> None:
+    """Add op with its weight, and set the value of the last node that becomes part of it.
+
+    order: where each number of a sample's result stands.
+    """
+    build, block = reader.build, best_block(weight, groups)
+    op = replace(op, weight=f"w{len(build.stored.weights)}", block=block)
+    build.stored.weights[op.weight] = pack(weight, None if bias is None else bias.numpy(), block, groups)
+    if grid is not None:
+        build.grids[op.weight], op = grid, replace(op, bits=grid.bits)
+    out = infer(op, [build.sizes[at] for at in op.inputs])
+    last, user = node, only_user(node)
+    if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:
+        other = added(reader, last, user, order, batch)
+        if other is not None:
+            reader.fused.add(last)
+            last, op = user, replace(op, inputs=(*op.inputs, build.lay(other.reshape(out.rows, -1), out)))
+    user = only_user(last)
+    if user is not None and (act := act_of(user)) != "none":
+        reader.fused.add(last)
+        last, op = user, replace(op, act=act)
+    reader.values[last] = made(reader, op, order, batch)
+
+
+def added(reader: Reader, node: fx.Node, user: fx.Node, order: Tensor, batch: Batch) -> Tensor | None:
+    """What user adds to node, in the order of node's numbers; None if it is not known yet, or makes the sum larger."""
+    term: Any = user.args[1] if user.args[0] is node else user.args[0]
+    value = reader.values.get(term) if isinstance(term, fx.Node) else term
+    shape = [*order.shape]
+    shape[batch.axis] *= 2
+    if term is node or value is None or [*user.meta["val"].shape[1:]] != [*node.meta["val"].shape[1:]]:
+        return None
+    ids = reader.ids(value)
+    sample = one_sample(Ids(ids.at.expand(shape)), batch)
+    return sample.flatten()[order.flatten().argsort()]
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads node."""
+    (user, *others) = node.users
+    return None if others or user.op != "call_function" else user
+
+
+def weight_of(reader: Reader, node: Any) -> tuple[Array, Grid | None]:
+    """A weight in float32 and, where it is stored as integers with a scale for each output, their grid."""
+    value = reader.value(node)
+    must(isinstance(value, Tensor) and value.dtype == torch.float32, "its weight is no float32 constant")
+    return value.numpy(), _grid_of(reader, node) if node.target is dequantize_packed else None
+
+
+def _grid_of(reader: Reader, node: fx.Node) -> Grid | None:
+    given = arguments(node)
+    scale = reader.constant(given["scale"])
+    is_grid = given["zero_point"] is None and scale.shape[1] == 1
+    return Grid(given["bits"], scale[:, 0].numpy()) if is_grid else None
+
+
+HANDLERS: dict[Any, Handler] = {
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.addmm.default: _addmm,
+}
