@@ -26,7 +26,7 @@ from lighten.runtime.artifact import write_artifact
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import measure_latency, ratio_interval
 from lighten.tasks.networks import ResNet20, SeedNet
-from networks import MobileNet, settle_
+from networks import MobileNet, ViT, settle_
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv64": (lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
@@ -36,12 +36,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet20": (lambda: ResNet20(3), (3, 32, 32)),
     "resnet20-wide": (lambda: ResNet20(3, (64, 128, 256)), (3, 32, 32)),
     "mobilenet": (MobileNet, (3, 128, 128)),
+    "vit": (ViT, (3, 64, 64)),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="resnet20,resnet20-wide,mobilenet,conv64,conv128,conv256")
+    parser.add_argument("--network", default="resnet20,resnet20-wide,mobilenet,vit,conv64,conv128,conv256")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--zeros", default="0,0.7,0.8,0.9,0.95")
