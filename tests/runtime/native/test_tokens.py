@@ -11,7 +11,18 @@ pytest.importorskip("llvmlite")
 
 from lighten.errors import ArtifactError
 from lighten.runtime.native.packed import pack
-from lighten.runtime.native.program import Constant, Conv, Elements, Gather, Matmul, Mean, Norm, Program, Softmax
+from lighten.runtime.native.program import (
+    Constant,
+    Conv,
+    Elements,
+    Embedding,
+    Gather,
+    Matmul,
+    Mean,
+    Norm,
+    Program,
+    Softmax,
+)
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.stored import Stored, read_stored, to_arrays
 from tests.runtime.native.guarded import close, damage_and_run, random, run
@@ -97,6 +108,23 @@ def test_margins_stay_zero_for_a_window_that_follows(op: Softmax | Norm) -> None
     close(got, F.conv2d(inner if op.kind == "softmax" else inner.movedim(-1, 1), weight, padding=1))
 
 
+@settings(max_examples=20, deadline=None)
+@given(n_tokens=st.integers(1, 20), entries=st.integers(1, 9), rows=st.integers(1, 9), threads=threads, seed=seeds)
+def test_tokens_are_looked_up_and_unknown_ones_are_not(
+    n_tokens: int, entries: int, rows: int, threads: int, seed: int
+) -> None:
+    make = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(-1, entries + 1, (2, n_tokens), generator=make).float()
+    tokens[0, 0] = float("nan") if seed % 2 else 0
+    table = random(seed, entries, rows)
+    op = Embedding(inputs=(0,), table="table", entries=entries, rows=rows)
+    stored = Stored(arrays={"table": table.numpy()})
+    got = run(Program((Sizes(n_tokens, 1, 1),), (op,), (1,)), stored, tokens, (rows, n_tokens), counts=(1, threads))
+    known = (tokens >= 0) & (tokens < entries)
+    wanted = table[tokens.where(known, torch.zeros(())).long()].where(known[..., None], torch.tensor(float("nan")))
+    assert torch.equal(got.transpose(1, 2).nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
 def token_plan() -> tuple[Program, Stored]:
     """An attention layer with its norm and positions; its result, mixed with a constant, and its mean."""
     make = np.random.default_rng(0)
@@ -114,14 +142,16 @@ def token_plan() -> tuple[Program, Stored]:
         Conv(inputs=(9, 2), weight="out", rows=6, block=1),
         Gather(inputs=(10, 3), array="moved", rows=5, height=1, width=2),
         Mean(inputs=(11,)),
+        Embedding(inputs=(12,), table="table", entries=3, rows=2),
     )
     weights = {
         "qkv": pack(make.standard_normal((18, 6)).astype("float32"), None, 4),
         "out": pack(make.standard_normal((6, 6)).astype("float32"), None, 1),
     }
     arrays = {name: make.standard_normal((6, n)).astype("float32") for name, n in PLAN_ARRAYS.items()}
+    arrays["table"] = make.standard_normal((3, 2)).astype("float32")
     arrays["moved"] = make.integers(0, 36, (5, 2))
-    return Program((Sizes(6, 1, 5),), ops, (11, 12)), Stored(weights, arrays)
+    return Program((Sizes(6, 1, 5),), ops, (11, 12, 13)), Stored(weights, arrays)
 
 
 PLAN_ARRAYS = {"positions": 5, "scale": 1, "shift": 1}

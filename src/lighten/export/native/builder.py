@@ -118,7 +118,7 @@ class Builder:
         key = (hashlib.sha256(content.tobytes()).digest(), sizes)
         if key not in self._laid:
             if is_constant:
-                op: Op = Constant(array=self._store(content), **asdict(sizes))
+                op: Op = Constant(array=self.store(content), **asdict(sizes))
             elif whole is not None and sizes.height * sizes.width == 1:
                 op = Reshape(inputs=(whole,), rows=sizes.rows)
             elif (parts := self._parts(ids, sizes)) is not None:
@@ -139,9 +139,10 @@ class Builder:
             index[mine] = ids[mine] - self.starts[at] + n_before
             n_before += count(self.sizes[at])
             inputs.append(at)
-        return Gather(inputs=tuple(inputs), array=self._store(index.numpy()), **asdict(sizes))
+        return Gather(inputs=tuple(inputs), array=self.store(index.numpy()), **asdict(sizes))
 
-    def _store(self, array: Array) -> str:
+    def store(self, array: Array) -> str:
+        """The name of an array that an operation needs."""
         name = f"a{len(self.stored.arrays)}"
         self.stored.arrays[name] = array
         return name

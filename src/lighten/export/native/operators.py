@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from lighten.export.native.ids import FIRST, Batch, Ids, batch_of, both_samples, by_rows, in_rows, one_sample
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
-from lighten.runtime.native.program import Elements, Matmul, Mean, Norm, Op, Pool, Softmax
+from lighten.runtime.native.program import Elements, Embedding, Matmul, Mean, Norm, Op, Pool, Softmax
 from lighten.runtime.native.program import Tensor as Sizes
 
 aten = torch.ops.aten
@@ -133,6 +133,34 @@ def _padding(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     return Ids(torch.constant_pad_nd(given["self"].at, given["pad"], number))
 
 
+def _embedding(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    tokens, table = given["indices"], given["weight"]
+    must(isinstance(table, Tensor), "its table is not constant")
+    batch = batch_of(tokens)
+    sample = one_sample(tokens, batch)
+    x = reader.build.lay(sample.reshape(-1, 1))
+    entries, rows = table.shape
+    op = Embedding(inputs=(x,), table=reader.build.store(table.numpy()), entries=entries, rows=rows)
+    return made(reader, op, in_rows((*sample.shape, rows), [-1]), batch)
+
+
+def _same(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """A cast: all numbers are float32 as it is."""
+    ids: Ids = given["self"]
+    return ids
+
+
+def _batch_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> tuple[Ids, None, None]:
+    """One that no convolution precedes."""
+    shape = [-1] + [1] * (given["input"].at.ndim - 2)
+    scale = (given["running_var"] + given["eps"]).rsqrt()
+    scale = scale if given["weight"] is None else scale * given["weight"]
+    shift = -given["running_mean"] * scale
+    shift = shift if given["bias"] is None else shift + given["bias"]
+    scaled = combined(reader, "mul", given["input"], scale.reshape(shape))
+    return combined(reader, "add", scaled, shift.reshape(shape)), None, None
+
+
 # Windows and means
 
 
@@ -249,12 +277,11 @@ def multiplied(reader: Reader, a: Any, b: Any, scale: float = 1.0) -> Ids:
 def _attention(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
     must(not given["enable_gqa"], "enable_gqa")
-    must(not isinstance(mask, Ids), "its mask is not constant")
     query, key, value = (reader.ids(each) for each in (query, key, value))
     n, m = query.at.shape[-2], key.at.shape[-2]
     if given["is_causal"]:
         mask = torch.ones(n, m, dtype=torch.bool).tril()
-    if mask is not None and mask.dtype == torch.bool:
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
     scale = query.at.shape[-1] ** -0.5 if given["scale"] is None else given["scale"]
     scores = multiplied(reader, query, Ids(key.at.transpose(-1, -2)), scale)
@@ -271,6 +298,10 @@ HANDLERS: dict[Any, Handler] = {
     aten.rsub.Scalar: _reversed_subtraction,
     aten.div.Tensor: _division,
     aten.neg.default: _negation,
+    aten.embedding.default: _embedding,
+    aten.to.dtype: _same,
+    aten._to_copy.default: _same,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.pad.default: _padding,
     aten.constant_pad_nd.default: _padding,
     aten.max_pool1d.default: _pool("max"),

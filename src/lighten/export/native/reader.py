@@ -29,6 +29,14 @@ MOVES = MOVES_ONLY - {aten.gather.default, aten.pad.default, aten.constant_pad_n
     aten.contiguous.default,
     aten.detach.default,
 }
+LIKE = {  # read only the shape of what they are given
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+}
 Handler = Callable[["Reader", fx.Node, dict[str, Any]], Any]
 
 
@@ -82,7 +90,12 @@ class Reader:
                 moved = _run(target, args, kwargs)
                 return tree_map(lambda leaf: Ids(leaf) if isinstance(leaf, Tensor) else leaf, moved)
             return _run(target, args, kwargs)
+        if target in LIKE:
+            args, kwargs = tree_map(lambda leaf: leaf.at if isinstance(leaf, Ids) else leaf, (args, kwargs))
+            return target(*args, **kwargs).to(node.meta["val"].dtype)
         must(target in self.handlers, "Export to onnxruntime instead")
+        results = tree_leaves(node.meta["val"])
+        must(all(each.dtype == torch.float32 for each in results), "its result is no float32")
         given = arguments(node)
         return self.handlers[target](self, node, {name: fx.map_arg(arg, self.value) for name, arg in given.items()})
 
@@ -107,9 +120,10 @@ class Reader:
 
     def _input(self, node: fx.Node) -> Ids:
         value = node.meta["val"]
-        must(isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim > 1, "Inputs are float32")
+        must(isinstance(value, Tensor) and value.ndim > 1, "an input is a tensor with a batch")
+        must(value.dtype in (torch.float32, torch.int64, torch.int32), f"{value.dtype} instead of float32 or int64")
         batch, *shape = value.shape
-        must(not isinstance(batch, int) and all(isinstance(size, int) for size in shape), "Only the batch may be free")
+        must(not isinstance(batch, int) and all(isinstance(size, int) for size in shape), "only the batch may be free")
         rows, height, width = shape if len(shape) == 3 else (shape[0], 1, math.prod(shape[1:]))
         start = self.build.starts[self.build.add_input(Sizes(rows, height, width))]
         return both_samples(start + torch.arange(math.prod(shape)).reshape(1, *shape), FIRST)

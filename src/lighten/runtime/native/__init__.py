@@ -56,13 +56,17 @@ def describe() -> Description:
 
 
 def _must_match(artifact: Artifact, what: str, specs: tuple[TensorSpec, ...], sizes: list[int]) -> None:
-    """Native code reads and writes arrays of these sizes, so the manifest must promise exactly them."""
+    """Native code reads and writes arrays of these sizes, so the manifest must promise exactly them.
+
+    Inputs may be integers, which become float32 in a call.
+    """
+    dtypes = ("float32", "int64", "int32") if what == "inputs" else ("float32",)
     found = []
     for spec in specs:
         size = 1
         for axis in spec.shape[1:]:
             size *= axis if isinstance(axis, int) else 0
-        found.append(size if spec.dtype == "float32" and spec.shape[:1] == (BATCH,) else 0)
+        found.append(size if spec.dtype in dtypes and spec.shape[:1] == (BATCH,) else 0)
     if found != sizes:
         raise ArtifactError(
             f"The manifest of '{artifact.path}' lists the {what} {[spec.to_dict() for spec in specs]}, but its plan "

@@ -61,7 +61,7 @@ class Job:
 
 
 class Engine:
-    """Call with one float32 array for each input, [n, ...]; returns one for each output. Thread-safe.
+    """Call with one array for each input, [n, ...]; returns one of float32 for each output. Thread-safe.
 
     shapes: of the outputs, without the batch.
     """
@@ -94,7 +94,7 @@ class Engine:
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """See the class."""
         n = arrays[0].shape[0]
-        inputs = [np.ascontiguousarray(array) for array in arrays]
+        inputs = [np.ascontiguousarray(array, np.float32) for array in arrays]
         outputs = [np.empty((n, *shape), np.float32) for shape in self.shapes]
         io = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*map(address, (*inputs, *outputs)))
         rest = n % self.n_threads

@@ -163,7 +163,21 @@ class Matmul:
     scale: float
 
 
-Op = Conv | Pool | Mean | Elements | Cat | Reshape | Constant | Gather | Norm | Softmax | Matmul
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A column of features for each row of a vector of tokens, NaN for one outside of [0, entries).
+
+    table: the name of float32 [entries, rows]. Tokens are whole numbers in float32, so there are at most 2^24.
+    """
+
+    kind: ClassVar[str] = "embedding"
+    inputs: tuple[int, ...]
+    table: str
+    entries: int
+    rows: int
+
+
+Op = Conv | Pool | Mean | Elements | Cat | Reshape | Constant | Gather | Norm | Softmax | Matmul | Embedding
 KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in get_args(Op)}
 
 
@@ -275,6 +289,9 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
             _must(op.starts[0] + op.groups * op.depth <= x.rows and op.starts[1] + rows <= w.rows, f"{op} of {inputs}")
             _must(sizes == (1, op.depth if op.across else op.size), f"{op} of {inputs}")
             return Tensor(op.groups * op.size, x.height, x.width)
+        case Embedding():
+            _must(x.height * x.width == 1 and 0 < op.entries <= 2**24, f"{op.entries} entries for {x}")
+            return Tensor(op.rows, 1, x.rows)
 
 
 _ARITY: dict[str, range] = {
@@ -289,6 +306,7 @@ _ARITY: dict[str, range] = {
     "norm": range(3, 4),
     "softmax": range(1, 2),
     "matmul": range(2, 3),
+    "embedding": range(1, 2),
 }
 
 

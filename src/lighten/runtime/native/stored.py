@@ -8,12 +8,12 @@ import numpy as np
 
 from lighten.errors import ArtifactError
 from lighten.runtime.native.packed import Array, Grid, Packed, index_type, read_array, read_packed
-from lighten.runtime.native.program import Constant, Conv, Gather, Program, Tensor
+from lighten.runtime.native.program import Constant, Conv, Embedding, Gather, Program, Tensor
 
 
 @dataclass(frozen=True)
 class Stored:
-    """weights: of convolutions. arrays: float32 of constants, int64 of gathers, both [rows, height · width]."""
+    """weights: of convolutions. arrays: float32 of constants, int64 of gathers, both [rows, height · width]; tables."""
 
     weights: dict[str, Packed] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -31,6 +31,8 @@ def to_arrays(program: Program, stored: Stored, grids: Mapping[str, Grid]) -> di
                 arrays |= stored.weights[op.weight].to_arrays(op.weight, n_columns, grids.get(op.weight))
             case Constant():
                 arrays[op.array] = stored.arrays[op.array]
+            case Embedding():
+                arrays[op.table] = stored.arrays[op.table]
             case Gather():
                 arrays[op.array] = stored.arrays[op.array].astype(index_type(_count(inputs)))
     return arrays
@@ -51,9 +53,12 @@ def read_stored(program: Program, arrays: Mapping[str, Array]) -> Stored:
                 weight = read_packed(arrays, op.weight, rows=op.rows, block=op.block, n_columns=n_columns, bits=op.bits)
                 stored.weights[op.weight] = weight
             case Constant():
-                stored.arrays[op.array] = _read(arrays, op, "float32")
+                stored.arrays[op.array] = _read(arrays, op.array, "float32", (op.rows, op.height * op.width))
+            case Embedding():
+                stored.arrays[op.table] = _read(arrays, op.table, "float32", (op.entries, op.rows))
             case Gather():
-                index = _read(arrays, op, index_type(_count(inputs)).name).astype(np.int64)
+                dtype, shape = index_type(_count(inputs)).name, (op.rows, op.height * op.width)
+                index = _read(arrays, op.array, dtype, shape).astype(np.int64)
                 if int(index.max()) >= _count(inputs):
                     raise ArtifactError(
                         f"'{op.array}' reads past its {_count(inputs)} numbers. Export the model again."
@@ -62,11 +67,11 @@ def read_stored(program: Program, arrays: Mapping[str, Array]) -> Stored:
     return stored
 
 
-def _read(arrays: Mapping[str, Array], op: Constant | Gather, dtype: str) -> Array:
-    array, shape = read_array(arrays, op.array), (op.rows, op.height * op.width)
+def _read(arrays: Mapping[str, Array], name: str, dtype: str, shape: tuple[int, int]) -> Array:
+    array = read_array(arrays, name)
     if (array.dtype.name, array.shape) != (dtype, shape):
         raise ArtifactError(
-            f"'{op.array}' is {array.dtype} {list(array.shape)} and not {dtype} {list(shape)}. Export the model again."
+            f"'{name}' is {array.dtype} {list(array.shape)} and not {dtype} {list(shape)}. Export the model again."
         )
     return array
 

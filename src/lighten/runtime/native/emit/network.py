@@ -18,7 +18,7 @@ from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.columns import norm, softmax
 from lighten.runtime.native.emit.matmul import matmul
-from lighten.runtime.native.emit.planes import copy, elements, gather, mean
+from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, mean
 from lighten.runtime.native.emit.product import matvec, product
 from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
@@ -28,6 +28,7 @@ from lighten.runtime.native.program import (
     Constant,
     Conv,
     Elements,
+    Embedding,
     Gather,
     Matmul,
     Mean,
@@ -148,6 +149,8 @@ class Network:
                 pass
             case Gather():
                 self._gather(self.stored.arrays[op.array], inputs, out)
+            case Embedding():
+                self._embedding(op, inputs[0], out)
             case Norm():
                 self._norm(op, inputs, out)
             case Softmax():
@@ -337,6 +340,14 @@ class Network:
         table = self._const(self._ints(addresses[index.ravel()]))
         sizes = (lines, width, out.row_stride, out.pitch)
         self._call(gather(self.kernels), [self.data, self._at(out), table, *self._range(cuts), *map(self._i, sizes)])
+
+    def _embedding(self, op: Embedding, x: Place, out: Place) -> None:
+        n_tokens = x.tensor.rows
+        (cuts,) = self._begin([x], out, np.full(n_tokens, op.rows + STORING))
+        table = self._const(self.stored.arrays[op.table])
+        sizes = (op.entries, op.rows, x.row_stride, out.row_stride)
+        args = [self._at(x), table, self._at(out), *self._range(cuts), *map(self._i, sizes)]
+        self._call(embedding(self.kernels), args)
 
     def _split(self, split: Split) -> None:
         x, to = self.layout.places[split.source], self.layout.places[split.to]

@@ -1,4 +1,4 @@
-"""Moving and reducing: strided copies, gathering, elements, the mean over places."""
+"""Moving and reducing: strided copies, gathering, looking up, elements, the mean over places."""
 
 from collections.abc import Sequence
 
@@ -65,6 +65,35 @@ def gather(kernels: Kernels) -> Value:
         code.loop(b.mul(low, lines), b.mul(high, lines), line)
 
     return kernels.get(("gather",), [POINTER] * 3 + [I64] * 6, emit)
+
+
+def embedding(kernels: Kernels) -> Value:
+    """y[feature, token] = table[x[token], feature]; f(x, table, y, low, high, entries, features, x_stride, y_stride).
+
+    Tokens run over [low, high). One that is no entry gives NaN, and is not looked up.
+    """
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, table, y, low, high, entries, features, x_stride, y_stride = args
+        b, c = code.b, code.const
+
+        def token(t: Value, _: list[Value]) -> list[Value]:
+            number, zero = code.load(code.at(x, b.mul(t, x_stride))), F32(0.0)
+            is_high_enough = b.fcmp_ordered(">=", number, zero)
+            is_entry = b.and_(is_high_enough, b.fcmp_ordered("<", number, b.sitofp(entries, F32)))
+            source = code.at(table, b.mul(b.fptosi(b.select(is_entry, number, zero), I64), features))
+
+            def feature(f: Value, _: list[Value]) -> list[Value]:
+                value = b.select(is_entry, code.load(code.at(source, f)), F32(float("nan")))
+                code.store(value, code.at(y, b.mul(f, y_stride), t))
+                return []
+
+            code.loop(c(0), features, feature)
+            return []
+
+        code.loop(low, high, token)
+
+    return kernels.get(("embedding",), [POINTER] * 3 + [I64] * 6, emit)
 
 
 def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: bool, masked: bool) -> Value:
