@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 pytest.importorskip("llvmlite")
@@ -13,6 +15,7 @@ pytest.importorskip("llvmlite")
 import lighten
 from lighten.errors import CaptureError
 from lighten.export.native import to_native
+from lighten.export.native.products import stride_apart
 from lighten.graph.capture import capture
 from tests.networks.language import Bert
 from tests.networks.vision_transformers import Mixer, Swin, ViT
@@ -75,6 +78,23 @@ class Scaled(nn.Module):
         return F.scaled_dot_product_attention(y, x, y, attn_mask=y @ x.transpose(1, 2), scale=2.0)
 
 
+class UNet(nn.Module):
+    """Down and up again: transposed convolutions, with what went past them; nearest numbers, shuffled ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.up, self.out = nn.ConvTranspose2d(16, 8, 4, 2, 1, groups=2), nn.ConvTranspose2d(16, 4, 2, 2)
+        self.line = nn.ConvTranspose1d(4, 3, 3, 2, dilation=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = F.relu(self.down(x))
+        deep = F.relu(self.deep(first))
+        y = F.relu(self.up(deep) + first)
+        z = self.out(torch.cat([y, F.interpolate(deep, scale_factor=2)[:, :8]], 1))
+        return z, F.pixel_shuffle(z, 2), self.line(y[:, :4].mean(2))
+
+
 class ConvNeXt(nn.Module):
     """Channels last between windows, gates, padding, one line of places."""
 
@@ -104,6 +124,7 @@ NETWORKS = {
     "pre-norm": (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True), (7, 16)),
     "causal": (Causal, (9, 16)),
     "scaled": (Scaled, (5, 4)),
+    "unet": (UNet, (3, 16, 12)),
     "convnext": (ConvNeXt, (8, 6, 7)),
 }
 
@@ -124,6 +145,29 @@ def test_networks_agree(name: str, tmp_path: Path) -> None:
     for other in others:
         for got, each in zip(other, first, strict=True):
             np.testing.assert_array_equal(got, each)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
+    dilation=st.integers(1, 3),
+    extra=st.integers(0, 3),
+    size=st.integers(1, 6),
+)
+def test_a_transposed_convolution_is_convolutions_a_stride_apart(
+    kernel: int, stride: int, padding: int, dilation: int, extra: int, size: int
+) -> None:
+    out = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 + extra
+    assume(out > 0 and extra < max(stride, dilation))
+    x, weight = random(0, 1, 1, size), random(1, 1, 1, kernel)
+    wanted = F.conv_transpose1d(x, weight, None, stride, padding, extra, 1, dilation)[0, 0]
+    taps, n, width, before = stride_apart(size, out, kernel, stride, padding, dilation)
+    parts = torch.zeros(n, 1, width)
+    for a, k, at in taps:
+        parts[a, 0, at] = weight[0, 0, k]
+    torch.testing.assert_close(F.conv1d(x, parts, padding=before)[0].T.flatten()[:out], wanted)
 
 
 def test_tokens_and_a_mask_come_in_as_integers(tmp_path: Path) -> None:

@@ -161,6 +161,12 @@ def _batch_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> tuple[I
     return combined(reader, "add", scaled, shift.reshape(shape)), None, None
 
 
+def _nearest(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """Moves numbers; float64 holds every id."""
+    target: Any = node.target
+    return Ids(target(given["input"].at.double(), given["output_size"], given["scale_factors"]).long())
+
+
 # Windows and means
 
 
@@ -302,6 +308,8 @@ HANDLERS: dict[Any, Handler] = {
     aten.to.dtype: _same,
     aten._to_copy.default: _same,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.upsample_nearest1d.vec: _nearest,
+    aten.upsample_nearest2d.vec: _nearest,
     aten.pad.default: _padding,
     aten.constant_pad_nd.default: _padding,
     aten.max_pool1d.default: _pool("max"),

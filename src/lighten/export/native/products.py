@@ -1,5 +1,6 @@
 """Products with weights: convolutions and linear layers, with the addition and the activation that alone read them."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,58 @@ def _convolution(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
     }
     op = Conv(inputs=(x,), weight="", rows=len(weight), block=1, **window)
     product(reader, node, op, weight, grid, given["bias"], in_rows(shape, [1]), FIRST, groups=given["groups"])
+
+
+def _transposed(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
+    """Outputs that are a stride apart are a convolution, so all are one convolution of stride² as many channels."""
+    x, sample = image(reader, given["input"])
+    groups, sizes = given["groups"], reader.build.sizes[x]
+    weight = torch.from_numpy(weight_of(reader, arguments(node)["weight"])[0])
+    weight = weight if weight.ndim == 4 else weight[:, :, None]
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # [out, in / groups, height, width]
+    out, n_out = node.meta["val"].shape[2:], len(weight)
+    out_sizes = (out[0], out[-1]) if len(out) == 2 else (1, out[0])
+    windows = [
+        stride_apart(*each)
+        for each in zip(
+            (sizes.height, sizes.width),
+            out_sizes,
+            weight.shape[2:],
+            pair(given["stride"], sample.ndim),
+            pair(given["padding"], sample.ndim, 0),
+            pair(given["dilation"], sample.ndim),
+            strict=True,
+        )
+    ]
+    (y_taps, sy, ky, py), (x_taps, sx, kx, px) = windows
+    parts = torch.zeros(n_out, sy, sx, weight.shape[1], ky, kx)
+    for (a, i, at_y), (b, j, at_x) in itertools.product(y_taps, x_taps):
+        parts[:, a, b, :, at_y, at_x] = weight[:, :, i, j]
+    packed = parts.flatten(0, 2).numpy()
+    op = Conv(inputs=(x,), weight="", rows=len(packed), block=1, kernel=(ky, kx), padding=(py, px))
+    made_of = infer(op, [sizes])
+    order = torch.arange(len(packed) * made_of.height * made_of.width)
+    order = order.reshape(n_out, sy, sx, made_of.height, made_of.width).permute(0, 3, 1, 4, 2)
+    order = order.flatten(1, 2).flatten(2, 3)[:, : out_sizes[0], : out_sizes[1]].reshape(1, n_out, *out)
+    bias = None if given["bias"] is None else given["bias"].repeat_interleave(sy * sx)
+    product(reader, node, op, packed, None, bias, order, FIRST, groups=groups)
+
+
+def stride_apart(
+    size: int, out: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[list[tuple[int, int, int]], int, int, int]:
+    """A transposed convolution's line as convolutions: taps, how many of them, their kernel and their padding.
+
+    A tap (a, k, at): outputs a, a + stride, … read weight k of the transposed one as weight `at` of their own.
+    """
+    reach = [
+        (a, k, (a + padding - k * dilation) // stride)
+        for a, k in itertools.product(range(stride), range(kernel))
+        if (a + padding - k * dilation) % stride == 0
+    ]
+    last = max(0, *(distance for *_, distance in reach))
+    before = max(-(-out // stride) + last - size, *(-distance for *_, distance in reach), 0)
+    return [(a, k, distance + before) for a, k, distance in reach], stride, before + last + 1, before
 
 
 def _linear(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
@@ -112,7 +165,8 @@ def added(reader: Reader, node: fx.Node, user: fx.Node, order: Tensor, batch: Ba
     value = reader.values.get(term) if isinstance(term, fx.Node) else term
     shape = [*order.shape]
     shape[batch.axis] *= 2
-    if term is node or value is None or [*user.meta["val"].shape[1:]] != [*node.meta["val"].shape[1:]]:
+    is_whole = torch.equal(order.flatten().sort().values, torch.arange(order.numel()))
+    if term is node or value is None or not is_whole or [*user.meta["val"].shape[1:]] != [*node.meta["val"].shape[1:]]:
         return None
     ids = reader.ids(value)
     sample = one_sample(Ids(ids.at.expand(shape)), batch)
@@ -142,6 +196,8 @@ def _grid_of(reader: Reader, node: fx.Node) -> Grid | None:
 HANDLERS: dict[Any, Handler] = {
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
+    aten.conv_transpose1d.default: _transposed,
+    aten.conv_transpose2d.input: _transposed,
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
     aten.mm.default: _matmul,
