@@ -297,6 +297,8 @@ def test_channels_last_is_a_layout_and_nothing_else() -> None:
     assert takes_channels_last(model, (x[:2],))
     assert not takes_channels_last(Pictures(view=True).eval(), (x[:2],))
     assert not takes_channels_last(seeded(), (torch.randn(2, 5),))
+    volumes = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (3, 9)), nn.Conv2d(2, 1, 3))
+    assert not takes_channels_last(volumes, (torch.randn(1, 1, 5, 5, 5),))
     seen: list[bool] = []
 
     def before(done: int, n_steps: int, trained: nn.Module) -> None:
