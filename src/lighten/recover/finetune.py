@@ -172,7 +172,7 @@ def bfloat16_pays(model: nn.Module) -> bool:
 def takes_channels_last(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether model has two-dimensional convolutions and computes what it did when they are laid out channels last.
 
-    A `view` of what a convolution made, for one, cannot be taken in that layout, and parameters with five axes have none.
+    A `view` of what a convolution made, for one, cannot be taken in that layout; parameters with five axes have none.
     """
     if not any(parameter.ndim == 4 for parameter in model.parameters()):
         return False
