@@ -38,6 +38,13 @@ def test_amx_cores_and_devices_are_spoken_of() -> None:
     assert "One core" in " ".join(machine.advise(CPU(name="", architecture="x86_64", cores=1), []))
 
 
+def test_zeros_are_spoken_of_where_the_engine_is_there() -> None:
+    native = [Description("native", "1", ("znver4",))]
+    assert "4 to 8 times" in " ".join(machine.advise(cpu(avx512=True), native))
+    assert "not measured yet" in " ".join(machine.advise(cpu(), native))
+    assert "Zeros" not in " ".join(machine.advise(cpu(avx512=True), []))
+
+
 def test_doctor_prints_data_on_stdout_and_a_table_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     from lighten.cli import app
 

@@ -50,10 +50,21 @@ def advise(cpu: CPU, runtimes: Sequence[Description]) -> list[str]:
             "and parallel single-threaded workers give the most samples/s."
         )
     advice.append("Large matrices at batch 1 wait for memory, not for arithmetic: there w4 and w8 weights pay most.")
+    if any(runtime.name == "native" for runtime in runtimes):
+        advice.append(_on_zeros(cpu))
     for runtime in runtimes:
         if found := sorted(GPU_DEVICES.intersection(runtime.devices)):
             advice.append(f"{runtime.name} offers {', '.join(found)}; int8 placed for a CPU need not be fast there.")
     return advice
+
+
+def _on_zeros(cpu: CPU) -> str:
+    zeros = "Zeros in blocks of 4×1 are left out by the runtime native: "
+    if cpu.avx512:
+        return (
+            zeros + "with AVX-512, 90 % of them made networks 4 to 8 times as fast as dense ONNX Runtime (on a Zen 4)."
+        )
+    return zeros + "how fast that is without AVX-512 was not measured yet, `lighten accelerate` will tell."
 
 
 def _on_int8(cpu: CPU) -> str:
