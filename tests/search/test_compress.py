@@ -88,8 +88,8 @@ def test_zeros_in_blocks_run_on_the_native_engine(tmp_path: Path) -> None:
     result = lighten.compress(
         tiny_task(), max_drop=0.05, minimize="size", out_dir=tmp_path / "out", threads=1, sweep_config=sparse
     )
-    assert [(c["sparsity"], c["scheme"], c["note"]) for c in result.data["candidates"]] == [
-        (0.5, None, ""), (0.5, "w8", ""), (0.9, None, ""), (0.9, "w8", "")]  # fmt: skip
+    found = [(c["sparsity"], c["scheme"], c["note"]) for c in result.data["candidates"]]
+    assert found == [(0.5, "w8", ""), (0.9, "w8", "")]
     assert result.accepted
     assert result.data["compressed"]["latency_ms"]["runtime"] == lighten.load(result.path / "artifact").artifact.runtime
     plan = result.plan

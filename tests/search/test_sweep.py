@@ -52,9 +52,8 @@ def test_larger_ratios_are_not_tried_once_one_is_hopeless(monkeypatch: pytest.Mo
 def test_zeros_come_last_and_stop_at_a_hopeless_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fine = dict.fromkeys((0.0, 0.25, 0.5, 0.8), Interval(0.0, -0.01, 0.01))
     candidates = found(monkeypatch, tmp_path, fine | {0.9: Interval(0.05, 0.02, 0.08)}, (0.8, 0.9, 0.95))
-    assert [(c.sparsity, c.scheme, c.note[:9]) for c in candidates[5:]] == [
-        (0.8, None, ""), (0.8, "w8", ""), (0.9, None, ""), (0.9, "w8", ""), (0.95, None, "not tried"),
-        (0.95, "w8", "not tried")]  # fmt: skip
+    found_of = [(c.sparsity, c.scheme, c.note[:9]) for c in candidates[5:]]
+    assert found_of == [(0.8, "w8", ""), (0.9, "w8", ""), (0.95, "w8", "not tried")]
 
 
 def test_a_model_that_the_engine_lacks_operators_for_is_not_trained_for_it(
@@ -65,7 +64,7 @@ def test_a_model_that_the_engine_lacks_operators_for_is_not_trained_for_it(
     baseline = evaluate(task.model, task.selection, task.metric, 100)
     config = SweepConfig(ratios=(), sparsities=(0.8, 0.9))
     notes = [c.note for c in sweep(task, baseline, config, 0.01, tmp_path, lambda progress: None)]
-    assert len(notes) == 4
+    assert len(notes) == 2
     assert all(note.startswith("not tried: The native engine cannot compute 'aten.group_norm") for note in notes)
 
 

@@ -46,7 +46,7 @@ class SweepConfig:
     """ratios: ascending shares of every layer's channels to remove. schemes: None = float. round_to: see lighten.prune.
 
     sparsities: ascending shares of zeros, of networks on the native engine, and sparse_schemes of their weights, which
-    make the file smaller and nothing faster.
+    make the file smaller and nothing faster: of two that run the same code, timing may call either the faster.
     epochs: of fine-tuning, None = as many as make MIN_STEPS steps, at least MIN_EPOCHS. lr, distill_weight: of
     fine-tuning; the original model teaches.
     """
@@ -54,7 +54,7 @@ class SweepConfig:
     ratios: tuple[float, ...] = DEFAULT_RATIOS
     schemes: tuple[str | None, ...] = (None, "w8a8")
     sparsities: tuple[float, ...] = DEFAULT_SPARSITIES
-    sparse_schemes: tuple[str | None, ...] = (None, "w8")
+    sparse_schemes: tuple[str | None, ...] = ("w8",)
     importance: str = "l2"
     round_to: int = 8
     epochs: int | None = None
