@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lighten.errors import ConfigError, TaskError
-from lighten.graph.capture import CapturedModule, capture, get_tensor, placeholder_values
+from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
+from lighten.graph.replay import Replay
 from lighten.quantize.formats import QuantizedWeight, format_of
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.packing import packed_length
@@ -53,8 +54,8 @@ def measure(
 ) -> Table:
     """For every layer with a weight, what each of schemes (of weights alone) would cost and save.
 
-    One pass over calibration for each layer and scheme; method: one that needs no inputs, None = rtn. exclude: as for
-    quantize; these layers are not in the table. model is not modified.
+    One pass over calibration, and for each layer and scheme what comes after the layer again. method: one that needs no
+    inputs, None = rtn. exclude: as for quantize; these layers are not in the table. model is not modified.
 
     Raises:
         ConfigError: a scheme has activations, or the method needs inputs. TaskError: calibration is empty or does not
@@ -73,22 +74,21 @@ def measure(
     captured = capture(model, batches[0])
     fold_batch_norm_(captured)
     weights, _ = find_weights(captured, exclude)
-    exact = [_outputs(captured, i, batch, {}) for i, batch in enumerate(batches)]
-    spread = max(float(torch.cat(exact).double().var(0).sum()), torch.finfo(torch.float32).tiny)
-    table: dict[str, list[Option]] = {}
+    sizes: dict[tuple[str, str], list[int]] = {}
+    changes: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
     for weight in weights:
-        value = get_tensor(captured, str(weight.parameter.target)).detach()
-        found = []
+        name = str(weight.parameter.target)
+        value = get_tensor(captured, name).detach()
         for scheme in parsed:
             quantized = round_weight(value, format_of(scheme), scheme.group_size, config, None)
-            changed = {weight.parameter: quantized.effective().view(value.shape).to(value)}
-            errors = [
-                (_outputs(captured, i, batch, changed) - before).double().square().sum()
-                for i, (batch, before) in enumerate(zip(batches, exact, strict=True))
-            ]
-            share = float(torch.stack(errors).sum()) / sum(len(before) for before in exact) / spread
-            found.append(Option(scheme.name, size_bytes(quantized), share))
-        table[weight.layer] = _together(table.get(weight.layer), found)
+            sizes.setdefault((weight.layer, scheme.name), []).append(size_bytes(quantized))
+            rounded = quantized.effective().view(value.shape).to(value)
+            changes.setdefault((weight.layer, scheme.name), []).append({name: rounded})
+    shares = _shares(captured, batches, changes)
+    table: dict[str, list[Option]] = {}
+    for (layer, scheme_name), of_weights in sizes.items():  # a layer of several weights, such as an LSTM, is one choice
+        key = layer, scheme_name
+        table.setdefault(layer, []).append(Option(scheme_name, sum(of_weights), sum(shares[key])))
     return {layer: tuple(options) for layer, options in table.items()}
 
 
@@ -134,29 +134,29 @@ def size_bytes(quantized: QuantizedWeight) -> int:
     return int(total)
 
 
-def _together(before: list[Option] | None, more: list[Option]) -> list[Option]:
-    """A layer of several weights, such as an LSTM, is one choice."""
-    if before is None:
-        return more
-    return [
-        Option(a.scheme, a.size_bytes + b.size_bytes, a.sensitivity + b.sensitivity)
-        for a, b in zip(before, more, strict=True)
-    ]
+def _shares(
+    captured: CapturedModule,
+    batches: list[tuple[Any, ...]],
+    changes: Mapping[tuple[str, str], Sequence[Mapping[str, Tensor]]],
+) -> dict[tuple[str, str], list[float]]:
+    """For each change the mean squared change of the outputs, as a share of their spread."""
+    exact: list[Tensor] = []
+    moved = {key: [0.0] * len(given) for key, given in changes.items()}
+    for i, batch in enumerate(batches):
+        try:
+            replay = Replay(captured, batch)
+            before = _side_by_side(replay.outputs())
+        except Exception as error:
+            raise does_not_fit(i, error) from error
+        exact.append(before)
+        for key, given in changes.items():
+            for j, changed in enumerate(given):
+                moved[key][j] += float((_side_by_side(replay.outputs(changed)) - before).double().square().sum())
+    spread = max(float(torch.cat(exact).double().var(0).sum()), torch.finfo(torch.float32).tiny)
+    n = sum(len(before) for before in exact)
+    return {key: [total / n / spread for total in totals] for key, totals in moved.items()}
 
 
-def _outputs(captured: CapturedModule, index: int, batch: tuple[Any, ...], changed: dict[fx.Node, Tensor]) -> Tensor:
-    """[n, outputs] of the batch, all floating outputs side by side, with other values for the parameters in changed."""
-
-    class Run(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            return changed[n] if n in changed else super().run_node(n)
-
-    runner = Run(captured)
-    runner.extra_traceback = False
-    try:
-        with torch.no_grad():
-            result = runner.run(*placeholder_values(captured, batch), enable_io_processing=False)
-    except Exception as error:
-        raise does_not_fit(index, error) from error
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return torch.cat([x.reshape(len(x), -1).float() for x in leaves if isinstance(x, Tensor)], 1)
+def _side_by_side(outputs: list[Tensor]) -> Tensor:
+    """[n, outputs]: all floating outputs of a batch."""
+    return torch.cat([out.reshape(len(out), -1).float() for out in outputs], 1)
