@@ -78,7 +78,7 @@ def _temporary(target: Path) -> Iterator[Path]:
     with _lock(target.parent):
         _clean_up_after_the_dead(target, prefix)
         temporary.mkdir()
-        lock = _try_lock(temporary)
+        lock = try_lock(temporary)
     try:
         yield temporary
     finally:
@@ -89,7 +89,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 def _clean_up_after_the_dead(target: Path, prefix: str) -> None:
     for left in sorted(path for path in target.parent.iterdir() if path.name.startswith(prefix)):
-        lock = _try_lock(left)
+        lock = try_lock(left)
         if lock is None:
             continue  # its writer lives
         if left.name.endswith(".old") and not target.exists():
@@ -99,7 +99,7 @@ def _clean_up_after_the_dead(target: Path, prefix: str) -> None:
         os.close(lock)
 
 
-def _try_lock(folder: Path) -> int | None:
+def try_lock(folder: Path) -> int | None:
     """A file descriptor that holds the lock of folder, or None: someone has it, or this system has no such locks."""
     if sys.platform == "win32":
         return None

@@ -28,7 +28,7 @@ WARM_UP_SECONDS = 1.0
 
 def main() -> None:
     """Answer jobs on stdin until it closes. What libraries print to stdout goes to stderr."""
-    _die_with_the_parent()
+    die_with_the_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
@@ -40,13 +40,13 @@ def main() -> None:
     _answer(answers, report)
     warm_up(call)
     for line in sys.stdin:
-        refill = _timed(call, min_seconds=0.0, min_calls=2)  # caches, which others filled meanwhile
-        samples_ns = _timed(call, min_seconds=json.loads(line)["min_seconds"], min_calls=MIN_CALLS)
+        refill = timed(call, min_seconds=0.0, min_calls=2)  # caches, which others filled meanwhile
+        samples_ns = timed(call, min_seconds=json.loads(line)["min_seconds"], min_calls=MIN_CALLS)
         n_calls = len(refill) + len(samples_ns)
         _answer(answers, {"samples_ns": samples_ns, "n_calls": n_calls, "peak_bytes": peak_bytes()})
 
 
-def _die_with_the_parent() -> None:
+def die_with_the_parent() -> None:
     """A parent that is killed cannot wake us to end us, if we are stopped just then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -90,12 +90,12 @@ def warm_up(call: Callable[[], Any], limit_seconds: float = WARM_UP_SECONDS) -> 
     deadline = time.perf_counter() + limit_seconds
     previous, steady = float("inf"), 0
     while steady < 2 and time.perf_counter() < deadline:
-        median = statistics.median(_timed(call, min_seconds=0.02, min_calls=MIN_CALLS))
+        median = statistics.median(timed(call, min_seconds=0.02, min_calls=MIN_CALLS))
         steady = steady + 1 if abs(median - previous) <= STABLE_WITHIN * median else 0
         previous = median
 
 
-def _timed(call: Callable[[], Any], *, min_seconds: float, min_calls: int) -> list[int]:
+def timed(call: Callable[[], Any], *, min_seconds: float, min_calls: int) -> list[int]:
     """Nanoseconds of each call, until both minima are reached; at least one, and few where calls are long."""
     samples: list[int] = []
     begun = time.perf_counter_ns()
