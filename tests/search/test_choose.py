@@ -5,8 +5,8 @@ import torch
 from lighten.errors import ConfigError
 from lighten.metric import ACCURACY, Interval, Scores
 from lighten.runtime.measure import LatencySample
+from lighten.search.candidate import Candidate
 from lighten.search.choose import Budget, choose, judgeable, nearest, within
-from lighten.search.sweep import Candidate
 
 
 def candidate(

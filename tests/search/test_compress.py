@@ -12,12 +12,13 @@ import lighten
 from lighten.errors import ArtifactError, CaptureError, TaskError
 from lighten.metric import Metric
 from lighten.plan import Plan
+from lighten.search.config import SearchConfig
 from lighten.search.loop import Result
-from lighten.search.sweep import SweepConfig, fine_tuning
+from lighten.search.realize import default_epochs, training
 from lighten.task import evaluate
 from tests.tiny import images, tiny_task
 
-SMALL = SweepConfig(ratios=(0.0, 0.5), sparsities=(), epochs=3)
+SMALL = SearchConfig(ratios=(0.0, 0.5), sparsities=(), epochs=3)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def by_size(out_dir: Path) -> Result:
     # By size, for what is faster than what differs from run to run, above all on so small a network.
-    return lighten.compress(tiny_task(), max_drop=0.05, minimize="size", out_dir=out_dir, threads=1, sweep_config=SMALL)
+    return lighten.compress(tiny_task(), max_drop=0.05, minimize="size", out_dir=out_dir, threads=1, config=SMALL)
 
 
 def test_result_json_holds_what_the_design_promises(result: Result) -> None:
@@ -84,9 +85,9 @@ def test_the_same_seed_gives_the_same_models_and_metrics(result: Result, tmp_pat
 
 
 def test_zeros_in_blocks_run_on_the_native_engine(tmp_path: Path) -> None:
-    sparse = SweepConfig(ratios=(), sparsities=(0.5, 0.9), epochs=3)
+    sparse = SearchConfig(ratios=(), sparsities=(0.5, 0.9), epochs=3)
     result = lighten.compress(
-        tiny_task(), max_drop=0.05, minimize="size", out_dir=tmp_path / "out", threads=1, sweep_config=sparse
+        tiny_task(), max_drop=0.05, minimize="size", out_dir=tmp_path / "out", threads=1, config=sparse
     )
     found = [(c["sparsity"], c["scheme"], c["note"]) for c in result.data["candidates"]]
     assert found == [(0.5, "w8", ""), (0.9, "w8", "")]
@@ -109,7 +110,7 @@ def test_nothing_within_the_budget_is_said_and_the_nearest_is_written(tmp_path: 
         max_size_bytes=1,
         out_dir=tmp_path / "out",
         threads=1,
-        sweep_config=SweepConfig(ratios=(0.5,), schemes=("w8a8",), sparsities=()),
+        config=SearchConfig(ratios=(0.5,), schemes=("w8a8",), sparsities=()),
     )
     assert not result.accepted
     assert result.verdict.startswith(("Nothing within the budget", "Nothing that was tried"))
@@ -130,11 +131,11 @@ def test_an_earlier_result_may_be_replaced(result: Result) -> None:
         max_drop=0.05,
         out_dir=result.path,
         threads=1,
-        sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
+        config=SearchConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
     )
     assert (again.path / "result.json").stat().st_ino != before
     assert again.data["trials"] == 1
-    assert list(result.path.parent.iterdir()) == [result.path]
+    assert sorted(path.name for path in result.path.parent.iterdir()) == ["tiny", "tiny.search"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +149,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             max_drop=0.05,
             out_dir=tmp_path / "out",
             threads=1,
-            sweep_config=SweepConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
+            config=SearchConfig(ratios=(0.0,), schemes=("w8a8",), sparsities=()),
         )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.search"]  # the trials, to resume from
 
 
 def test_a_nan_metric_and_a_model_that_cannot_be_traced_are_refused(tmp_path: Path) -> None:
@@ -167,9 +168,14 @@ def test_a_nan_metric_and_a_model_that_cannot_be_traced_are_refused(tmp_path: Pa
 
 
 def test_small_sets_get_more_epochs() -> None:
-    assert fine_tuning(55_000, SweepConfig()).epochs == 3
-    assert fine_tuning(55_000, SweepConfig()).batch_size == 128
-    small = fine_tuning(649, SweepConfig())
-    assert (small.batch_size, small.epochs) == (32, 20)  # 20 steps an epoch, 400 in all
-    assert fine_tuning(3, SweepConfig()).batch_size == 1
-    assert fine_tuning(649, SweepConfig(epochs=1)).epochs == 1
+    def epochs_and_batch(n_train: int, config: SearchConfig) -> tuple[int, int]:
+        task = tiny_task(train=TensorDataset(*images(n_train, 0)))
+        recipe = training(task, config, default_epochs(task, config))
+        assert recipe is not None
+        return recipe.epochs, recipe.batch_size
+
+    assert epochs_and_batch(55_000, SearchConfig()) == (3, 128)
+    assert epochs_and_batch(649, SearchConfig()) == (20, 32)  # 20 steps an epoch, 400 in all
+    assert epochs_and_batch(3, SearchConfig())[1] == 1
+    assert epochs_and_batch(649, SearchConfig(epochs=1))[0] == 1
+    assert default_epochs(tiny_task(train=None, loss=None), SearchConfig()) == 0

@@ -5,6 +5,8 @@ Exit 0 also where nothing met the budget: the verdict says so, and `accepted` in
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from lighten.cli.console import Format, FormatOption, print_json, stderr
+from lighten.errors import ConfigError
 
 if TYPE_CHECKING:
     from lighten.search import Result
-    from lighten.search.sweep import Progress as SweepProgress
+    from lighten.search.adapt import Progress as SearchProgress
 
 
 def compress(
@@ -38,17 +41,39 @@ def compress(
     sparsity: Annotated[
         list[float] | None, typer.Option(help="Share of zeros in blocks, for the native engine; repeat to try several.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning a pruned candidate.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of a short training; a long one has three times as many.")
+    ] = None,
+    max_trials: Annotated[int, typer.Option(min=1, help="Trainings, at most.")] = 24,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Stop with the best so far after, for example, 20m, 90s or 2h.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Search nothing; do again what this plan.yaml says.")
+    ] = None,
+    pick: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Search nothing; write this candidate of the finished search.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where trials are kept; default: the name of --out and .search.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the Optuna study; default: SQLite in the work folder.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that is there.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Prune and quantize TASK's model as far as the budget allows, measure it, and write it with a report."""
-    from lighten.search.sweep import SweepConfig
+    from lighten.plan import Plan
+    from lighten.search.config import SearchConfig
     from lighten.task import load_task
 
     tried: dict[str, Any] = {}
     if ratio or sparsity:  # what is named, and nothing else
         tried = {"ratios": tuple(sorted(ratio or ())), "sparsities": tuple(sorted(sparsity or ()))}
+    limit_s = math.inf if time_limit is None else seconds(time_limit)
+    again = None if plan is None else Plan.load(plan)
     loaded = load_task(task, **({} if data is None else {"data": data}))
     with Progress(
         TextColumn("[progress.description]{task.description}", markup=True),
@@ -61,7 +86,7 @@ def compress(
     ) as bar:
         line = bar.add_task(loaded.name, total=None)
 
-        def draw(progress: SweepProgress) -> None:
+        def draw(progress: SearchProgress) -> None:
             changes: dict[str, Any] = {"description": progress.doing} if progress.doing else {}
             bar.update(line, completed=progress.done, total=progress.total, **changes)
 
@@ -78,7 +103,12 @@ def compress(
             threads=threads,
             batch=batch,
             seed=seed,
-            sweep_config=SweepConfig(epochs=epochs, **tried),
+            config=SearchConfig(epochs=epochs, max_trials=max_trials, time_limit_s=limit_s, **tried),
+            plan=again,
+            pick=pick,
+            work_dir=work,
+            storage=storage,
+            resume=resume,
             on_progress=draw,
         )
     if output is Format.JSON:
@@ -91,12 +121,25 @@ def compress(
         stderr.print(f"{name:12} {result.path / name}", markup=False, highlight=False, soft_wrap=True)
 
 
+def seconds(text: str) -> float:
+    """What "90s", "20m", "2h" or a plain number of seconds stands for.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise ConfigError(f"--time-limit {text} is not a time. Write for example 90s, 20m or 2h.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 def table(result: Result) -> Table:
     """Before and after, and every trial between."""
     data = result.data
     drawn = Table(title=f"{data['task']}: {data['trials']} trials in {data['wall_s']} s", title_justify="left")
     for column in ("", "ms", "speed-up", "kB", data["baseline"]["metric"]["name"], "drop"):
-        drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
+        # A name may take several lines; a figure that is cut is none.
+        drawn.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
     base_ms = data["baseline"]["latency_ms"]["median"]
 
     def row(name: str, entry: dict[str, Any], drop: dict[str, Any] | None, style: str = "") -> None:

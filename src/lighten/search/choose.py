@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from lighten.errors import ConfigError
-from lighten.search.sweep import Candidate
+from lighten.search.candidate import Candidate
 
 MINIMIZE = ("latency", "size")
 ACCEPT = ("interval", "point")
@@ -107,8 +107,7 @@ def nearest(candidates: list[Candidate], budget: Budget, baseline: float) -> Can
 def _bits_moved(candidate: Candidate) -> tuple[float, float, int]:
     """A static order of compression: arithmetic × width, then bytes."""
     bits = 32 if candidate.scheme is None else 8
-    left = 1 - candidate.sparsity
-    return left * candidate.macs * bits, left * candidate.n_params * bits, candidate.size_bytes
+    return candidate.macs * bits, candidate.n_params * bits, candidate.size_bytes
 
 
 def _excess(candidate: Candidate, budget: Budget) -> float:

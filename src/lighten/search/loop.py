@@ -4,34 +4,39 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lighten.errors import ArtifactError
+from lighten.errors import ArtifactError, ConfigError, LightenError
 from lighten.graph.capture import capture
-from lighten.metric import Scores, paired_drop
+from lighten.metric import Interval, paired_drop
 from lighten.plan import Plan
 from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.folder import write_folder
 from lighten.runtime.measure import measure_latency, ratio_interval
+from lighten.search.adapt import OnProgress, Progress, Search
+from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
-from lighten.search.outcome import describe, describe_budget, environment, interval_data, measurement, verdict
-from lighten.search.sweep import (
-    Candidate,
-    OnProgress,
-    Progress,
-    SweepConfig,
-    called_like,
-    lower_original,
-    representative_inputs,
-    sweep,
+from lighten.search.config import SearchConfig
+from lighten.search.outcome import (
+    describe,
+    describe_budget,
+    environment,
+    interval_data,
+    measurement,
+    shortfall,
+    verdict,
 )
-from lighten.task import Task, evaluate
+from lighten.search.realize import lower_original, realize, representative_inputs, scored, variant_of
+from lighten.search.sanity import check_metric, fingerprint
+from lighten.search.space import look_at
+from lighten.search.study import Study
+from lighten.task import Task
 
 FILES = {"artifact", "plan.yaml", "result.json", "report.html"}
+RUNTIMES = ("onnxruntime", "openvino", "native")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,12 @@ def compress(
     threads: int | None = None,
     batch: int = 1,
     seed: int = 0,
-    sweep_config: SweepConfig | None = None,
+    config: SearchConfig | None = None,
+    plan: Plan | None = None,
+    pick: str | None = None,
+    work_dir: str | Path | None = None,
+    storage: str | None = None,
+    resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> Result:
     """Find the fastest (or smallest) version of task's model within the budget, and write it to out_dir.
@@ -65,13 +75,18 @@ def compress(
     max_drop: in units of the metric. accept: what has to be within it on selection data, the upper end of the drop's
     one-sided 95 % "interval" or the "point" estimate; on holdout data, which is looked at once, it is the estimate.
     threads: of every measurement, None = every usable core. batch: samples a call that latency is measured with.
-    sweep_config: what is tried; its seed and threads are overruled by the arguments. out_dir gets artifact/, plan.yaml,
-    result.json and report.html, all at once or not at all. Where nothing meets the budget the nearest candidate is
-    written, and the result says that it was not accepted.
+    config: what the search may do; its seed, threads and batch are overruled by the arguments. plan: instead of a
+    search, do again what this plan says. out_dir gets artifact/, plan.yaml, result.json and report.html, all at once or
+    not at all. Where nothing meets the budget the nearest candidate is written, and the result says that it was not
+    accepted.
+
+    work_dir: where trials are kept, None = out_dir + ".search" beside out_dir. storage: of the Optuna study, None = a
+    file there. resume: go on with the search that is there, without losing a finished trial. pick: the name of one of
+    its candidates; it is written to out_dir instead of the best, and nothing is searched.
 
     Raises:
         ConfigError, TaskError, CaptureError: bad settings, data or model. ArtifactError: out_dir holds other content,
-        or cannot be written.
+        or cannot be written, or a trial that is kept is damaged.
     """
     start = time.monotonic()
     budget = Budget(
@@ -81,12 +96,22 @@ def compress(
         max_size_bytes=max_size_bytes,
         accept=accept,
     )
-    config = replace(sweep_config or SweepConfig(), seed=seed, threads=threads or usable_cores())
+    config = replace(config or SearchConfig(), seed=seed, threads=threads or usable_cores(), batch=batch)
     out_dir = Path(out_dir).absolute()
     if out_dir.is_symlink() or out_dir.exists():
         _must_be_ours(out_dir)
+    work_dir = Path(work_dir).absolute() if work_dir is not None else out_dir.with_name(out_dir.name + ".search")
+    if plan is not None and (pick is not None or resume):
+        raise ConfigError("A plan is done again without a search: give it without pick and resume.")
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
-        chosen, data = _search(task, budget, config, batch, Path(scratch), on_progress)
+        run = _Run(task, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
+        if plan is not None:
+            found, stopped = run.replayed(plan), ""
+        else:
+            about = {"task": task.name, "budget": describe_budget(budget), **fingerprint(task, config)}
+            study = Study(work_dir, about, storage=storage, resume=resume or pick is not None)
+            found, stopped = (run.kept(study), "") if pick is not None else run.searched(study)
+        chosen, data = run.confirmed(found, stopped, pick)
         assert chosen.path is not None
         assert chosen.plan is not None
         data["wall_s"] = round(time.monotonic() - start, 1)
@@ -94,65 +119,164 @@ def compress(
     return Result(out_dir, data["accepted"], data["verdict"], chosen.plan, data)
 
 
-def _search(
-    task: Task, budget: Budget, config: SweepConfig, batch: int, scratch: Path, tell: OnProgress
-) -> tuple[Candidate, dict[str, Any]]:
-    """The candidate to ship, which may be the original, and the content of result.json."""
-    tell(Progress(0, 1, "the original: lowering and scoring"))
-    original = lower_original(task, config, scratch)
-    assert original.scores is not None
-    inputs = representative_inputs(task, batch)
-    candidates = list(sweep(task, original.scores, config, budget.max_drop, scratch, tell))
+class _Run:
+    """One call of compress.
 
-    budget, doubt = judgeable(candidates, budget)
+    original: the best lossless version, by what is minimized. whole_ms: of each runtime that can run the model; unable:
+    why the others cannot.
+    """
 
-    tell(Progress(1, 1, "timing every candidate"))
-    original, *candidates = _timed([original, *candidates], inputs, config.threads)
-    limit = objective(original, budget)
-    best = choose(candidates, budget, limit)
-    chosen = best or nearest(candidates, budget, limit) or original
+    def __init__(
+        self, task: Task, budget: Budget, config: SearchConfig, scratch: Path, tell: OnProgress, deadline: float
+    ) -> None:
+        self.task, self.budget, self.config, self.scratch = task, budget, config, scratch
+        self.tell, self.deadline = tell, deadline
+        tell(Progress(0, 1, "the original: lowering and scoring"))
+        capture(task.model, task.example_inputs)  # what cannot be traced is said as such, not as a runtime's refusal
+        check_metric(task)
+        self.inputs = representative_inputs(task, config.batch)
+        self.unable: dict[str, str] = {}
+        lowered: dict[str, Candidate] = {}
+        for runtime in RUNTIMES:
+            try:
+                lowered[runtime] = lower_original(task, config, runtime, scratch / f"original-{runtime}")
+            except LightenError as error:
+                self.unable[runtime] = str(error)
+        if not lowered:
+            raise ArtifactError(f"No runtime can run the model: {self.unable}")
+        paths = {runtime: _path(candidate) for runtime, candidate in lowered.items()}
+        looks = measure_latency(paths, self.inputs, threads=config.threads, processes=2)
+        self.whole_ms = {runtime: sample.median for runtime, sample in looks.items()}
+        self._lowered = lowered
 
-    tell(Progress(1, 1, "confirming on holdout data"))
-    before, after = (_on_holdout(task, candidate) for candidate in (original, chosen))
-    drop = paired_drop(before, after)
-    final = measure_latency({"original": _path(original), "chosen": _path(chosen)}, inputs, threads=config.threads)
-    ratio = ratio_interval(final["original"], final["chosen"], seed=config.seed)
-    baseline = measurement(original, before, final["original"], config.threads, batch)
-    compressed = measurement(chosen, after, final["chosen"], config.threads, batch)
-    confirmed = within(replace(chosen, drop=drop, latency=final["chosen"]), replace(budget, accept="point"))
-    is_better = ratio.low > 1 if budget.minimize == "latency" else chosen.size_bytes < original.size_bytes
-    accepted = best is not None and confirmed and is_better
-    return chosen, {
-        "task": task.name,
-        "seed": config.seed,
-        "accepted": accepted,
-        "verdict": verdict(
-            budget, original, chosen, admissible=best is not None, accepted=accepted, drop=drop, ratio=ratio
+    def searched(self, study: Study) -> tuple[list[Candidate], str]:
+        """The candidates of a search, and why it stopped early, or ""."""
+        self._settle(study)
+        size = self.budget.minimize == "size"
+        whole = {name: float(self._lowered[name].size_bytes) if size else ms for name, ms in self.whole_ms.items()}
+        assert self.original.scores is not None
+        search = Search(
+            task=self.task,
+            budget=self.budget,
+            config=self.config,
+            study=study,
+            baseline=self.original.scores,
+            cost=float(self.original.size_bytes) if size else self.whole_ms[self.best],
+            whole=whole,
+            scratch=self.scratch,
+            tell=self.tell,
+            deadline=self.deadline,
         )
-        + (f" {doubt}" if doubt else ""),
-        "budget": describe_budget(budget),
-        "baseline": baseline.to_dict(),
-        "compressed": compressed.to_dict(),
-        "drop": interval_data(drop),
-        "speedup": ratio.value,
-        "speedup_ci95": [ratio.low, ratio.high],
-        "size_ratio": original.size_bytes / chosen.size_bytes,
-        "trials": len(candidates),
-        "candidates": [describe(c, budget, c is chosen, config.threads, batch) for c in candidates],
-        "environment": environment(compressed.latency_ms.runtime, config.threads),
-    }
+        try:
+            if self.config.is_listed:
+                search.listed()
+            else:
+                search.adaptive(look_at(self.task, self.config, search.part(0.0), self._kinds()))
+        except KeyboardInterrupt:
+            search.stopped = "stopped by hand"
+        return search.candidates, search.stopped
+
+    def kept(self, study: Study) -> list[Candidate]:
+        """The candidates of all trials that are finished."""
+        self._settle(study)
+        assert self.original.scores is not None
+        return study.all_finished(self.task.metric, self.original.scores)
+
+    def replayed(self, plan: Plan) -> list[Candidate]:
+        """The candidate that plan describes.
+
+        Raises:
+            ConfigError: it cannot be done again, or failed.
+        """
+        self._settle(None)
+        assert self.original.scores is not None
+
+        def tell(share: float, doing: str) -> None:
+            self.tell(Progress(share, 1, doing))
+
+        variant = variant_of(plan, self.config)
+        found = realize(self.task, self.original.scores, variant, self.config, self.scratch / "plan", tell)
+        if failed := [candidate.note for candidate in found if candidate.path is None]:
+            raise ConfigError(f"The plan cannot be done again: {failed[0]}")
+        return found
+
+    def confirmed(
+        self, candidates: list[Candidate], stopped: str, pick: str | None
+    ) -> tuple[Candidate, dict[str, Any]]:
+        """The candidate to ship, which may be the original, and the content of result.json."""
+        task, config, tell = self.task, self.config, self.tell
+        budget, doubt = judgeable(candidates, self.budget)
+        tell(Progress(1, 1, "timing every candidate"))
+        original, *candidates = self._timed([self.original, *candidates])
+        limit = objective(original, budget)
+        best = choose(candidates, budget, limit) if pick is None else _picked(candidates, pick)
+        chosen = best or nearest(candidates, budget, limit) or original
+
+        tell(Progress(1, 1, "confirming on holdout data"))
+        before, after = (scored(task, candidate, task.holdout) for candidate in (original, chosen))
+        drop = paired_drop(before, after)
+        final = measure_latency(
+            {"original": _path(original), "chosen": _path(chosen)}, self.inputs, threads=config.threads
+        )
+        ratio = ratio_interval(final["original"], final["chosen"], seed=config.seed)
+        baseline = measurement(original, before, final["original"], config.threads, config.batch)
+        compressed = measurement(chosen, after, final["chosen"], config.threads, config.batch)
+        confirmed = within(replace(chosen, drop=drop, latency=final["chosen"]), replace(budget, accept="point"))
+        is_better = ratio.low > 1 if budget.minimize == "latency" else chosen.size_bytes < original.size_bytes
+        admissible = best is not None and within(best, budget)
+        accepted = admissible and confirmed and is_better
+        said = verdict(budget, original, chosen, admissible=admissible, accepted=accepted, drop=drop, ratio=ratio)
+        more = [doubt, "" if admissible else shortfall(candidates, budget)]
+        more.append(f"The search was {stopped}; this is the best so far." if stopped else "")
+        return chosen, {
+            "task": task.name,
+            "seed": config.seed,
+            "accepted": accepted,
+            "verdict": " ".join([said, *(text for text in more if text)]),
+            "budget": describe_budget(budget),
+            "baseline": baseline.to_dict(),
+            "compressed": compressed.to_dict(),
+            "drop": interval_data(drop),
+            "speedup": ratio.value,
+            "speedup_ci95": [ratio.low, ratio.high],
+            "size_ratio": original.size_bytes / chosen.size_bytes,
+            "trials": len(candidates),
+            "stopped": stopped,
+            "original_ms": {**self.whole_ms, **self.unable},
+            "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
+            "environment": environment(compressed.latency_ms.runtime, config.threads),
+        }
+
+    def _settle(self, study: Study | None) -> None:
+        """Fix the times of the original, as they were when the search began, and with them which runtime it is for."""
+        if study is not None:
+            self.whole_ms = study.once("original_ms", self.whole_ms)
+        able = {runtime: ms for runtime, ms in self.whole_ms.items() if runtime in self._lowered}
+        self.whole_ms = able
+        sizes = {runtime: self._lowered[runtime].size_bytes for runtime in able}
+        self.best = min(
+            able, key=lambda runtime: able[runtime] if self.budget.minimize == "latency" else sizes[runtime]
+        )
+        original = self._lowered[self.best]
+        scores = scored(self.task, original, self.task.selection)
+        self.original = replace(compared(original, scores, scores), drop=Interval(0.0, 0.0, 0.0), drop_bound=0.0)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("channels", "zeros") if "native" in self.whole_ms else ("channels",)
+
+    def _timed(self, candidates: list[Candidate]) -> list[Candidate]:
+        """A first look at all of them, taking turns."""
+        paths = {str(i): c.path for i, c in enumerate(candidates) if c.path is not None}
+        found = measure_latency(paths, self.inputs, threads=self.config.threads, processes=2)
+        return [replace(c, latency=found.get(str(i))) for i, c in enumerate(candidates)]
 
 
-def _timed(candidates: list[Candidate], inputs: Mapping[str, Any], threads: int) -> list[Candidate]:
-    """A first look at all of them, taking turns."""
-    paths = {str(i): c.path for i, c in enumerate(candidates) if c.path is not None}
-    found = measure_latency(paths, inputs, threads=threads, processes=2)
-    return [replace(c, latency=found.get(str(i))) for i, c in enumerate(candidates)]
-
-
-def _on_holdout(task: Task, candidate: Candidate) -> Scores:
-    run = called_like(capture(task.model, task.example_inputs), _path(candidate))
-    return evaluate(run, task.holdout, task.metric, task.batch_size)
+def _picked(candidates: list[Candidate], name: str) -> Candidate:
+    able = [candidate for candidate in candidates if candidate.path is not None]
+    for candidate in able:
+        if candidate.name == name:
+            return candidate
+    raise ConfigError(f"There is no candidate '{name}' in that search. There are: {'; '.join(c.name for c in able)}.")
 
 
 def _path(candidate: Candidate) -> Path:

@@ -1,6 +1,7 @@
 """Outcome: what a finished search found, as result.json holds it and as a sentence says it."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,8 @@ from lighten.metric import Interval, Scores
 from lighten.runtime.backends import backend
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import LatencySample, Ratio
-from lighten.search.choose import Budget, within
-from lighten.search.sweep import Candidate
+from lighten.search.candidate import Candidate
+from lighten.search.choose import Budget, judged_drop, within
 
 
 def measurement(candidate: Candidate, scores: Scores, sample: LatencySample, threads: int, batch: int) -> Measurement:
@@ -36,6 +37,8 @@ def describe(candidate: Candidate, budget: Budget, chosen: bool, threads: int, b
         "ratio": candidate.ratio,
         "scheme": candidate.scheme,
         "sparsity": candidate.sparsity,
+        "epochs": candidate.epochs,
+        "predicted_ms": candidate.predicted_ms,
         "within_budget": within(candidate, budget),
         "chosen": chosen,
         "note": candidate.note,
@@ -106,3 +109,30 @@ def verdict(
             f"but measured again it is {what}."
         )
     return f"Nothing within the budget (drop {budget.max_drop:g}) was {better}. The nearest is {chosen.name}: {what}."
+
+
+def shortfall(candidates: list[Candidate], budget: Budget) -> str:
+    """Which of the limits none of the candidates meets, or which do not go together, with what comes nearest."""
+    measured = [c for c in candidates if c.drop is not None and c.latency is not None]
+    if not measured:
+        return ""
+    limits: dict[str, tuple[float | None, Callable[[Any], float], str]] = {
+        "max_drop": (budget.max_drop, lambda c: judged_drop(c, budget), "the least drop is {:.4f}"),
+        "max_latency_ms": (budget.max_latency_ms, lambda c: c.latency.median, "the fastest takes {:.4g} ms"),
+        "max_size_bytes": (budget.max_size_bytes, lambda c: c.size_bytes, "the smallest has {:,.0f} bytes"),
+    }
+    given = {name: (limit, figure, words) for name, (limit, figure, words) in limits.items() if limit is not None}
+    alone = {name: min(map(figure, measured)) for name, (_, figure, _) in given.items()}
+    missed = [name for name, (limit, _, _) in given.items() if alone[name] > limit]
+    if missed:
+        said = "; ".join(f"{name}={given[name][0]:g}: {given[name][2].format(alone[name])}" for name in missed)
+        return f"Of {len(measured)} candidates none meets {said}."
+    if len(given) < 2:
+        return ""
+    parts = []
+    for name, (limit, figure, words) in given.items():
+        others = [c for c in measured if all(f(c) <= x for n, (x, f, _) in given.items() if n != name)]
+        if others:
+            nearest = words.format(min(map(figure, others)))
+            parts.append(f"{name}={limit:g} cannot be met with the others, where {nearest}")
+    return "Each limit can be met, but not all at once: " + "; ".join(parts or ["any two exclude each other"]) + "."

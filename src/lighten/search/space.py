@@ -1,0 +1,272 @@
+"""Space: the choices of a family of candidates, with harm and cost of every option; a point of it is a variant.
+
+Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (blocks of zeros on the native engine),
+"both" (fewer channels, and zeros in what is left).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lighten.graph.capture import CapturedModule, capture
+from lighten.graph.groups import Group, find_groups
+from lighten.graph.labels import Labels, propagate
+from lighten.prune.layers import WeightLayer, find_layers
+from lighten.prune.patterns import parse_pattern
+from lighten.runtime.roofline import Layer
+from lighten.search.allocate import Allocation, Term, allocate, total_cost
+from lighten.search.choices import (
+    ChannelChoice,
+    Choice,
+    channel_choices,
+    input_choice,
+    output_choice,
+    zero_choices,
+    zeroed_blocks,
+    zeroed_channels,
+)
+from lighten.search.config import BLOCK, SearchConfig
+from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes
+from lighten.search.realize import Variant
+from lighten.search.sanity import gives_logits
+from lighten.search.sensitivity import Harms, kept_on_disk, measure_harms
+from lighten.task import Task, batches
+
+# Sensitivities rank layers; that takes fewer samples than ranges do.
+N_SAMPLES = 256
+ONE = Layer(in_channels=1, out_channels=1)  # what a call costs in any case
+LEAST_SHARE = 0.1  # of what a layer takes alone that is its own, not the call's
+FAMILIES = ("channels", "zeros", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What all families of one task share. layers: that may have zeros are those in choices; shapes: of all layers."""
+
+    layers: tuple[WeightLayer, ...]
+    shapes: tuple[tuple[Layer, ...], ...]
+    around: tuple[tuple[str | None, str | None], ...]
+    choices: tuple[Choice, ...]
+    harms: Harms
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """family's choices; harms: of each, [options], in units of all that the budget allows where that is known.
+
+    terms: of the cost, which is whole for the network as it is.
+    """
+
+    family: str
+    network: Network
+    choices: tuple[Choice, ...]
+    harms: tuple[NDArray[np.float64], ...]
+    terms: tuple[Term, ...]
+    whole: float
+
+    def point(self, cost: float) -> Allocation:
+        """The options of least harm that cost so much at most.
+
+        Raises:
+            ConfigError: nothing does; the message says what is possible.
+        """
+        return allocate(self.harms, self.terms, cost)
+
+    def variant(self, point: Allocation, *, in_ms: bool, **how: Any) -> Variant:
+        """What to train for a point. in_ms: whether costs are milliseconds."""
+        picked = list(zip(self.choices, point.picked, strict=True))
+
+        def shares(kind: str) -> dict[str, float]:
+            return {c.name: c.options[i] for c, i in picked if c.kind == kind and c.options[i]}
+
+        left = self._macs_left(point) / max(self.network.macs, 1)
+        what = {"channels": "channels", "zeros": "zeros", "both": "channels and zeros"}[self.family]
+        return Variant(
+            name=f"{what}: {left:.1%} of MACs",
+            channels=shares("channels"),
+            zeros=shares("zeros"),
+            predicted_ms=point.cost if in_ms else None,
+            **how,
+        )
+
+    def in_units_of(self, scale: Mapping[str, float]) -> "Space":
+        """The same with harms of each kind divided by scale[kind]."""
+        pairs = zip(self.choices, self.harms, strict=True)
+        return replace(self, harms=tuple(harms / scale.get(choice.kind, 1.0) for choice, harms in pairs))
+
+    def _macs_left(self, point: Allocation) -> float:
+        share = {c.key: 1 - c.options[i] for c, i in zip(self.choices, point.picked, strict=True)}
+        total = 0.0
+        for layer, shapes, (read, made) in zip(
+            self.network.layers, self.network.shapes, self.network.around, strict=True
+        ):
+            kept = share.get(f"zeros:{layer.name}", 1.0) * share.get(f"channels:{made}", 1.0)
+            # Of a depthwise layer the inputs are the outputs, and count once.
+            kept *= share.get(f"channels:{read}", 1.0) if not shapes[0].is_depthwise else 1.0
+            total += kept * sum(shape.macs for shape in shapes)
+        return total
+
+
+def look_at(
+    task: Task, config: SearchConfig, tell: Callable[[float, str], None], kinds: Sequence[str] = ("channels", "zeros")
+) -> Network:
+    """The network's choices, and the harm of every option alone.
+
+    Raises:
+        CaptureError: it cannot be traced. TaskError: the calibration data does not fit it.
+    """
+    captured = capture(task.model, task.example_inputs).eval()
+    labels = propagate(captured, task.example_inputs)
+    groups = find_groups(labels)
+    layers, _ = find_layers(captured)
+    pattern = parse_pattern(BLOCK)
+    fit = [layer for layer in layers if not pattern.misfit(captured.get_parameter(layer.parameter).shape)]
+    channels = channel_choices(captured, labels, groups, config.channel_shares, config.round_to)
+    choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
+    choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
+    harms = _harms(task, captured, labels, choices, {layer.name: layer for layer in layers}, tell)
+    shapes = layer_shapes(captured, layers, task.example_inputs, config.batch)
+    return Network(
+        layers=tuple(layers),
+        shapes=tuple(tuple(of_layer) for of_layer in shapes),
+        around=tuple(_around(labels, layer, groups) for layer in layers),
+        choices=tuple(choices),
+        harms=harms,
+        macs=sum(shape.macs for of_layer in shapes for shape in of_layer),
+    )
+
+
+def space(network: Network, family: str, terms: Sequence[Term], whole: float) -> Space:
+    """family's space. terms: of its cost, which is whole for the network as it is."""
+    choices = choices_of(network, family)
+    return Space(
+        family=family,
+        network=network,
+        choices=choices,
+        harms=tuple(network.harms[choice.key] for choice in choices),
+        terms=tuple(terms),
+        whole=whole,
+    )
+
+
+def choices_of(network: Network, family: str) -> tuple[Choice, ...]:
+    """Those that the family may take."""
+    kinds = ("channels", "zeros") if family == "both" else (family,)
+    return tuple(choice for choice in network.choices if choice.kind in kinds)
+
+
+def time_terms(
+    network: Network, family: str, runtime: str, whole_ms: float, threads: int, tell: Callable[[float, str], None]
+) -> list[Term]:
+    """Milliseconds on that runtime, where the network as it is takes whole_ms.
+
+    Raises:
+        ArtifactError, CaptureError: the runtime cannot run a layer alone.
+    """
+    choices = choices_of(network, family)
+    times = LayerTimes(runtime, threads)
+    axes = _axes(network, choices)
+    wanted = [Timed(ONE)]
+    for shapes, (_, shares) in zip(network.shapes, axes, strict=True):
+        for shape in dict.fromkeys(shapes):
+            wanted += grid(shape, *shares) if runtime == "native" else exact(shape, shares[0], shares[1])
+    times.measure(wanted, lambda share: tell(share, f"timing layers on {runtime}"))
+    call_ms = times.ms(Timed(ONE))
+    terms = []
+    for shapes, (on, shares) in zip(network.shapes, axes, strict=True):
+        table = np.zeros([len(axis) for axis in shares])
+        for shape in shapes:
+            if runtime == "native":
+                alone = interpolated(times, shape, *shares)
+            else:
+                found = [times.ms(timed) for timed in exact(shape, shares[0], shares[1])]
+                alone = np.array(found).reshape(table.shape[:2])[..., None]
+            table += np.maximum(alone - call_ms, LEAST_SHARE * alone)
+        terms.append(_term(on, table))
+    dense_ms = total_cost(terms, [0] * len(choices))
+    if dense_ms > whole_ms:
+        return [Term(term.choices, term.cost * whole_ms / dense_ms) for term in terms]
+    return [*terms, Term((), np.array(whole_ms - dense_ms))]
+
+
+def weight_terms(network: Network, family: str, whole: float) -> list[Term]:
+    """Bytes, as if each weight that is left took its share of whole."""
+    total = sum(shapes[0].n_weights for shapes in network.shapes)
+    terms = []
+    for shapes, (on, shares) in zip(network.shapes, _axes(network, choices_of(network, family)), strict=True):
+        inputs, outputs, densities = map(np.array, shares)
+        if shapes[0].is_depthwise:
+            inputs = np.ones_like(inputs)
+        left = inputs[:, None, None] * outputs[:, None] * densities
+        terms.append(_term(on, left * shapes[0].n_weights / total * whole))
+    return terms
+
+
+def _harms(
+    task: Task,
+    captured: CapturedModule,
+    labels: Labels,
+    choices: Sequence[Choice],
+    layers: Mapping[str, WeightLayer],
+    tell: Callable[[float, str], None],
+) -> Harms:
+    def change(choice: Choice, i: int) -> dict[str, torch.Tensor]:
+        if not choice.options[i]:
+            return {}
+        if isinstance(choice, ChannelChoice):
+            return zeroed_channels(captured, labels, choice.gone[i])
+        return zeroed_blocks(captured, layers[choice.name], choice.options[i], BLOCK)
+
+    options = {c.key: [(lambda c=c, i=i: change(c, i)) for i in range(len(c.options))] for c in choices}
+    given, n = [], 0
+    for batch in batches(task.calibration, task.batch_size):
+        if n >= N_SAMPLES:
+            break
+        given.append(batch)
+        n += len(torch.utils._pytree.tree_leaves(batch)[0])
+    are_logits = gives_logits(task)
+    about = {"options": {c.key: c.options for c in choices}, "are_logits": are_logits}
+    tensors = [*captured.state_dict().values(), *torch.utils._pytree.tree_leaves(given)]
+    return kept_on_disk(
+        about,
+        tensors,
+        lambda: measure_harms(
+            captured,
+            options,
+            given,
+            are_logits=are_logits,
+            on_progress=lambda share: tell(share, "measuring what each layer can spare"),
+        ),
+    )
+
+
+def _around(labels: Labels, layer: WeightLayer, groups: Sequence[Group]) -> tuple[str | None, str | None]:
+    return input_choice(labels, layer.parameter, groups), output_choice(labels, layer.parameter, groups)
+
+
+On = tuple[int | None, int | None, int | None]
+Shares = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def _axes(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Shares]]:
+    """For each layer the choices that its cost depends on, and what their options leave of inputs, outputs, weights."""
+    index = {choice.key: i for i, choice in enumerate(choices)}
+    found = []
+    for layer, (read, made) in zip(network.layers, network.around, strict=True):
+        on = (index.get(f"channels:{read}"), index.get(f"channels:{made}"), index.get(f"zeros:{layer.name}"))
+        inputs, outputs, weights = ((1.0,) if i is None else tuple(1 - s for s in choices[i].options) for i in on)
+        found.append((on, (inputs, outputs, weights)))
+    return found
+
+
+def _term(on: On, table: NDArray[np.float64]) -> Term:
+    """table: [inputs, outputs, densities]; an axis that no choice decides has one entry."""
+    if on[0] is not None and on[0] == on[1]:  # the same channels on both sides
+        return _term((None, on[1], on[2]), np.einsum("iid->id", table)[None])
+    fixed = tuple(axis for axis, i in enumerate(on) if i is None)
+    return Term(tuple(i for i in on if i is not None), table.squeeze(fixed))

@@ -1,0 +1,193 @@
+"""Choices, their harm, their cost, and what a point of a family becomes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lighten.errors import TaskError
+from lighten.graph.capture import capture
+from lighten.graph.groups import find_groups
+from lighten.graph.labels import propagate
+from lighten.graph.rewrite import zero_units_
+from lighten.prune import prune
+from lighten.prune.layers import find_layers
+from lighten.runtime.roofline import Layer
+from lighten.search import cost
+from lighten.search.allocate import total_cost
+from lighten.search.choices import channel_choices, zeroed_blocks, zeroed_channels
+from lighten.search.config import SearchConfig
+from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
+from lighten.search.realize import recovered
+from lighten.search.sensitivity import divergence, measure_harms
+from lighten.search.space import Network, look_at, space, time_terms, weight_terms
+from tests.networks import NETWORKS
+from tests.tiny import TinyNet, tiny_task
+
+CONFIG = SearchConfig(round_to=4)
+
+
+def quiet(share: float, doing: str) -> None:
+    assert 0 <= share <= 1
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return look_at(tiny_task(), CONFIG, quiet)
+
+
+def test_the_harm_of_channels_is_that_of_the_network_with_them_zero() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 8, 8)
+    captured = capture(TinyNet().eval(), (x,))
+    labels = propagate(captured, (x,))
+    (first, *_) = channel_choices(captured, labels, find_groups(labels), (0.0, 0.5), 4)
+    zeroed = copy.deepcopy(captured)
+    zero_units_(zeroed, labels, first.gone[1])
+    changes = zeroed_channels(captured, labels, first.gone[1])
+    harms = measure_harms(captured, {"it": [dict, lambda: changes]}, [x], are_logits=True)["it"]
+    expected = divergence([captured(x)], [zeroed(x)], are_logits=True) / len(x)
+    assert harms.tolist() == [0.0, pytest.approx(expected, rel=1e-6)]
+    assert expected > 0
+
+
+def test_what_goes_is_what_pruning_takes(network: Network) -> None:
+    task = tiny_task()
+    choice = next(c for c in network.choices if c.kind == "channels")
+    pruned = prune(
+        task.model, 0.0, scope="layer", overrides={choice.name: choice.options[1]}, round_to=4,
+        example_inputs=task.example_inputs,
+    )  # fmt: skip
+    layer = pruned.plan.layers[choice.name]
+    assert layer.channels is not None
+    assert layer.kept == round(layer.channels * (1 - choice.options[1]))
+
+
+def test_blocks_of_zeros_are_those_of_pruning() -> None:
+    task = tiny_task()
+    captured = capture(task.model, task.example_inputs)
+    layer = next(x for x in find_layers(captured)[0] if x.name == "conv2")
+    pruned = prune(
+        task.model, 0.0, granularity="block:4x1", scope="layer", overrides={"conv2": 0.7},
+        example_inputs=task.example_inputs,
+    )  # fmt: skip
+    (weight,) = zeroed_blocks(captured, layer, 0.7, "block:4x1").values()
+    assert torch.equal(weight, pruned.get_parameter(layer.parameter))
+
+
+def test_harms_rise_with_the_share_and_need_data(network: Network) -> None:
+    assert {key.split(":")[0] for key in network.harms} == {"channels", "zeros"}
+    for harms in network.harms.values():
+        assert harms[0] == 0
+        assert (np.diff(harms) >= 0).all()
+        assert harms[-1] > 0
+    captured = capture(TinyNet().eval(), (torch.randn(2, 1, 8, 8),))
+    with pytest.raises(TaskError, match="need calibration data"):
+        measure_harms(captured, {}, [], are_logits=True)
+    with pytest.raises(TaskError, match="batch 0 does not fit"):
+        measure_harms(captured, {}, [torch.randn(2, 3, 8, 8)], are_logits=True)
+
+
+def test_outputs_that_are_no_logits_are_compared_by_their_spread() -> None:
+    x = torch.randn(64, 4)
+    net = nn.Linear(4, 2)
+    captured = capture(net.eval(), (x,))
+    nothing = {"weight": torch.zeros(2, 4), "bias": captured(x).detach().mean(0)}
+    harms = measure_harms(captured, {"all": [lambda: nothing]}, [x], are_logits=False)
+    assert harms["all"][0] == pytest.approx(1.0, rel=1e-5)  # the mean explains none of the spread
+
+
+# After a concatenation a layer reads several groups, and is put down to the largest of them.
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [("resnet20", 0.01), ("mobilenet-v2", 0.01), ("vit", 0.01), ("llama", 0.01), ("densenet", 0.2), ("unet", 0.2)],
+)
+def test_the_weights_of_a_point_are_those_that_pruning_leaves(name: str, within: float) -> None:
+    """The oracle of the cost terms: bytes of a point against the weights of the network that it becomes."""
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name].make().double().eval(), NETWORKS[name].inputs()
+    labels = propagate(captured := capture(model, inputs), inputs)
+    layers = find_layers(captured)[0]
+    choices = channel_choices(captured, labels, find_groups(labels), (0.0, 0.5), 1)
+    from lighten.search.space import _around
+
+    network = Network(
+        layers=tuple(layers),
+        shapes=tuple(map(tuple, layer_shapes(captured, layers, inputs, 1))),
+        around=tuple(_around(labels, layer, find_groups(labels)) for layer in layers),
+        choices=tuple(choices),
+        harms={choice.key: np.arange(len(choice.options), dtype=float) for choice in choices},
+        macs=1,
+    )
+    terms = weight_terms(network, "channels", 1.0)
+    predicted = total_cost(terms, [len(c.options) - 1 for c in choices])
+    pruned = prune(model, 0.5, scope="layer", example_inputs=inputs)
+    after = sum(pruned.get_parameter(x.parameter).numel() for x in find_layers(pruned)[0])
+    before = sum(captured.get_parameter(x.parameter).numel() for x in layers)
+    assert predicted == pytest.approx(after / before, rel=within)
+
+
+def test_times_fill_a_table_that_costs_the_whole(network: Network) -> None:
+    for family, runtime in (("channels", "onnxruntime"), ("both", "native")):
+        terms = time_terms(network, family, runtime, 2.0, 1, quiet)
+        made = space(network, family, terms, 2.0)
+        assert total_cost(terms, [0] * len(made.choices)) == pytest.approx(2.0)
+        cheapest = total_cost(terms, [len(c.options) - 1 for c in made.choices])
+        assert 0 < cheapest < 2.0
+
+
+def test_times_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(Layer(in_channels=3, out_channels=5, name="this test's own"))
+    first = LayerTimes("onnxruntime", 1)
+    first.measure([timed])
+    monkeypatch.setattr(cost, "Series", lambda threads: pytest.fail("it was measured again"))
+    again = LayerTimes("onnxruntime", 1)
+    again.measure([timed])
+    assert again.ms(timed) == first.ms(timed) > 0
+
+
+def test_interpolation_goes_through_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer(in_channels=16, out_channels=32, kernel=(3, 3), size=(8, 8))
+    times = LayerTimes("native", 1)
+
+    def law(timed: Timed) -> float:
+        return timed.layer.in_channels**0.7 * timed.layer.out_channels**0.9 * (0.2 + timed.density)
+
+    monkeypatch.setattr(times, "ms", law)
+    shares = (1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0, 0.4, 0.1, 0.05)
+    table = interpolated(times, layer, *shares)
+    for i, a in enumerate(shares[0]):
+        for j, b in enumerate(shares[1]):
+            for k, density in enumerate(shares[2]):
+                assert table[i, j, k] == pytest.approx(law(Timed(shrunk(layer, a, b), density)))
+    assert len(grid(layer, *shares)) == 8
+    assert len(exact(layer, shares[0], shares[1])) == 8
+    fixed = interpolated(times, layer, (1.0,), (1.0,), (1.0,))
+    assert fixed.shape == (1, 1, 1)
+
+
+def test_shrunk_layers_stay_possible() -> None:
+    depthwise = Layer(in_channels=8, out_channels=8, groups=8, kernel=(3, 3), size=(4, 4))
+    assert shrunk(depthwise, 0.5, 0.25) == Layer(in_channels=4, out_channels=4, groups=4, kernel=(3, 3), size=(4, 4))
+    grouped = shrunk(Layer(in_channels=8, out_channels=16, groups=4), 0.75, 0.5)
+    assert grouped.in_channels % grouped.groups == grouped.out_channels % grouped.groups == 0
+    assert shrunk(Layer(in_channels=2, out_channels=2), 0.01, 0.01).in_channels == 1
+
+
+def test_a_point_becomes_the_network_that_it_says(network: Network) -> None:
+    task = tiny_task()
+    made = space(network, "both", weight_terms(network, "both", 1.0), 1.0)
+    point = made.point(0.1)
+    assert point.cost <= 0.1
+    variant = made.variant(point, in_ms=False, epochs=0)
+    model = recovered(task, variant, CONFIG, lambda share: None)
+    for name, share in variant.channels.items():
+        layer = model.plan.layers[name]
+        assert layer.channels is not None
+        assert layer.kept == round(layer.channels * (1 - share))
+    for name, share in variant.zeros.items():
+        assert model.plan.layers[name].sparsity == pytest.approx(share, abs=0.02)
+    with pytest.raises(Exception, match="cannot be met"):
+        made.point(1e-6)
