@@ -14,7 +14,7 @@ simulation (400 trials, process effects as large as the noise of a round) interv
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,6 +72,11 @@ class LatencySample:
         """In milliseconds a call."""
         return float(np.quantile(self.samples_ms, q))
 
+    @property
+    def mean(self) -> float:
+        """The mean over blocks of a block's median, in milliseconds a call."""
+        return float(np.mean([np.median(block) for rounds in self.blocks_ms for block in rounds]))
+
     def to_latency(self, runtime: str, threads: int, batch: int) -> "Latency":
         """The two figures that a Measurement holds."""
         from lighten.measurement import Latency  # brings torch, which nothing else here needs
@@ -99,22 +104,46 @@ def ratio_interval(a: LatencySample, b: LatencySample, *, seed: int = 0) -> Rati
     a and b must come from one measure_latency call. With fewer than 6 rounds in all the interval is infinitely wide:
     no resampling of so few can be 95 % sure of a median (2 · 0.5⁵ > 0.05).
     """
-    ratios = np.array(
-        [
-            [np.median(x) / np.median(y) for x, y in zip(of_a, of_b, strict=True)]
-            for of_a, of_b in zip(a.blocks_ms, b.blocks_ms, strict=True)
-        ]
-    )  # [processes, rounds]
-    value = float(np.median(ratios))
-    if ratios.size < MIN_ROUNDS:
+    return _interval(a, b, lambda of_a, of_b: np.median(of_a / of_b, axis=(-2, -1)), seed)
+
+
+def mean_ratio_interval(a: LatencySample, b: LatencySample, *, seed: int = 0) -> Ratio:
+    """As ratio_interval, but of the means over rounds: what a takes in the long run, where a machine has two states.
+
+    A median says which state there was more of, and jumps from one to the other at half; a mean moves with the share.
+    """
+    return _interval(a, b, lambda of_a, of_b: of_a.mean(axis=(-2, -1)) / of_b.mean(axis=(-2, -1)), seed)
+
+
+def _interval(a: LatencySample, b: LatencySample, compare: Callable[[Array, Array], Array], seed: int) -> Ratio:
+    """compare: of two arrays [..., processes, rounds] to [...]."""
+    of_a, of_b = (np.array([[np.median(x) for x in rounds] for rounds in each.blocks_ms]) for each in (a, b))
+    assert of_a.shape == of_b.shape
+    value = float(compare(of_a, of_b))
+    if of_a.size < MIN_ROUNDS:
         return Ratio(value, 0.0, float("inf"))
-    n_processes, n_rounds = ratios.shape
+    n_processes, n_rounds = of_a.shape
     rng = np.random.default_rng(seed)
     processes = rng.integers(n_processes, size=(RESAMPLES, n_processes, 1))
     rounds = rng.integers(n_rounds, size=(RESAMPLES, n_processes, n_rounds))
-    medians = np.median(ratios[processes, rounds], axis=(1, 2))
-    low, high = np.quantile(medians, [0.025, 0.975])
+    low, high = np.quantile(compare(of_a[processes, rounds], of_b[processes, rounds]), [0.025, 0.975])
     return Ratio(value, float(low), float(high))
+
+
+def pooled(samples: Sequence[LatencySample]) -> LatencySample:
+    """samples of one candidate as one: the processes of all. Start-up and energy are the medians of theirs.
+
+    Samples that were taken by the same measure_latency calls, pooled in the same order, can be compared like those of
+    a single one.
+    """
+    energies_mj = [sample.energy_mj for sample in samples if sample.energy_mj is not None]
+    return LatencySample(
+        blocks_ms=tuple(rounds for sample in samples for rounds in sample.blocks_ms),
+        start_up=StartUp(*np.median([sample.start_up for sample in samples], axis=0).tolist()),
+        peak_bytes=max(sample.peak_bytes for sample in samples),
+        energy_mj=float(np.median(energies_mj)) if energies_mj else None,
+        outputs=samples[0].outputs,
+    )
 
 
 def measure_latency(
