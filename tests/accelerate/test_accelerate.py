@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from lighten.export import export
 from lighten.graph.capture import capture
 from lighten.quantize import quantize
 from lighten.runtime import contest as contest_module
+from lighten.runtime import final as final_module
 from lighten.runtime.contest import Candidate, Trial
+from lighten.runtime.final import FinalConfig
 from lighten.runtime.measure import LatencySample
 from lighten.runtime.pool import Pool
 from lighten.runtime.throughput import Throughput
@@ -28,9 +31,10 @@ X = torch.zeros(2, 1, 8, 8)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torch.compile, which takes ten seconds."""
+    """Without torch.compile, which takes ten seconds, pauses, and further rounds."""
     every = drafts.ways
     monkeypatch.setattr(drafts, "ways", lambda captured: [way for way in every(captured) if not way.is_compiled])
+    monkeypatch.setattr(contest_module, "FinalConfig", partial(FinalConfig, most_rounds=2, pause_s=0.0))
 
 
 def sample(median_ms: float) -> LatencySample:
@@ -39,8 +43,9 @@ def sample(median_ms: float) -> LatencySample:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No process is started: times says what a candidate takes, in ms, and refused which are refused."""
-    stand_in = SimpleNamespace(times={}, refused={}, looked=[], crews={})
+    """No process is started: times says what a candidate takes, in ms, refused which are refused, and
+    unsteady what some take after the first look."""
+    stand_in = SimpleNamespace(times={}, refused={}, looked=[], crews={}, unsteady={})
 
     def look(candidates: Sequence[Candidate], *_: Any, **__: Any) -> list[Trial]:
         stand_in.looked += [candidate.name for candidate in candidates]
@@ -52,14 +57,15 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
         ]
 
     def measure(artifacts: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, LatencySample]:
-        return {name: sample(stand_in.times.get(name, 9.0)) for name in artifacts}
+        return {name: sample(stand_in.unsteady.get(name, stand_in.times.get(name, 9.0))) for name in artifacts}
 
     def compare(crews: Mapping[str, Any], *_: Any) -> dict[str, LatencySample]:
         stand_in.crews = {name: (crew.workers, crew.threads) for name, crew in crews.items()}
         return {name: sample(stand_in.times.get(name, 9.0) / crew.workers) for name, crew in crews.items()}
 
     monkeypatch.setattr(verb, "look", look)
-    monkeypatch.setattr(contest_module, "measure_latency", measure)
+    monkeypatch.setattr(final_module, "measure_latency", measure)
+    monkeypatch.setattr(contest_module, "FinalConfig", partial(FinalConfig, pause_s=0.0))
     monkeypatch.setattr(verb, "compare_crews", compare)
     monkeypatch.setattr(
         verb, "measure_throughput", lambda *_, **__: [Throughput(1, 50.0, 1.0), Throughput(4, 160.0, 0.8)]
@@ -98,6 +104,7 @@ def test_the_artifact_computes_what_the_model_computes(tmp_path: Path, quick: No
     assert notes["speedup"]["over"] == "onnxruntime, 1 thread"
     assert told[0] == "tracing the model"
     assert "a first look at onnxruntime, 1 thread" in told
+    assert told[-1] == "timing the fastest side by side, round 2"
 
 
 def test_a_quantized_module_stays_as_it_is(tmp_path: Path, quick: None) -> None:
@@ -134,6 +141,21 @@ def test_equal_times_go_to_onnxruntime_on_few_threads(tmp_path: Path, timed: Any
     artifact = lighten.accelerate(TinyNet(), (X,), tmp_path / "out", threads=3)
     assert artifact.options == {"threads": 3}
     assert {name.rpartition(", ")[2] for name in timed.looked[-4:]} == {"3 threads"}
+
+
+def test_how_steady_the_machine_was_is_noted(tmp_path: Path, timed: Any, lowered: None) -> None:
+    timed.times = {"openvino, 1 thread": 2.0, "openvino, 4 threads": 1.0}
+    calm = lighten.accelerate(TinyNet(), (X,), tmp_path / "out").notes["accelerate"]
+    assert (calm["steadiness"]["rounds"], calm["steadiness"]["is_steady"]) == (2, True)
+    timed.unsteady = {"openvino, 1 thread": 2.5, "openvino, 4 threads": 3.0}
+    notes = lighten.accelerate(TinyNet(), (X,), tmp_path / "out").notes["accelerate"]
+    assert notes["winner"] == "openvino, 1 thread"
+    assert notes["steadiness"] == {
+        **{"rounds": 5, "is_steady": False, "moved_most": "openvino, 4 threads", "span_ms": [1.0, 3.0]}
+    }
+    round_ms = {trial["name"]: trial["round_ms"] for trial in notes["trials"]}
+    assert round_ms["openvino, 1 thread"] == [2.0, *[2.5] * 5]
+    assert round_ms["torch, 4 threads"] == []
 
 
 def test_without_plain_onnxruntime_there_is_no_speedup(tmp_path: Path, timed: Any) -> None:

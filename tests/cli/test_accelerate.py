@@ -1,6 +1,7 @@
 """The command line of accelerate: a table for people, JSON for programs, one line for a refusal."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from lighten import accelerate as package
 from lighten.cli import main
-from lighten.cli.accelerate import verdict
+from lighten.cli.accelerate import unsteadiness, verdict
+from lighten.runtime import contest
+from lighten.runtime.final import FinalConfig
 from lighten.runtime.runner import load
 from tests.runtime.models import write_linear
 
@@ -27,10 +30,11 @@ BAD = {**TRIAL, "name": "torch compiled, 2 threads", "refused": "there is no C++
 LATENCY = {
     **{"mode": "latency", "batch": 1, "cores": 2, "tolerance": 1e-3, "winner": TRIAL["name"], "difference": 2e-7},
     **{"latency_ms": {"median": 1.5, "p90": 1.75}, "trials": [TRIAL, BAD]},
+    "steadiness": {"rounds": 5, "is_steady": False, "moved_most": TRIAL["name"], "span_ms": [1.0, 1.8]},
     "speedup": {"over": "onnxruntime, 2 threads", "value": 1.0, "ci95": [1.0, 1.0], "is_different": False},
 }
 THROUGHPUT = {
-    **LATENCY,
+    **{key: value for key, value in LATENCY.items() if key != "steadiness"},
     **{"mode": "throughput", "workers": 4, "samples_per_s": 321.4, "efficiency": 0.8},
     "trials": [{**TRIAL, "workers": 4, "samples_per_s": 321.4}, BAD],
     "speedup": {"over": "onnxruntime, 4 threads", "value": 2.0, "ci95": [1.5, 2.5], "is_different": True},
@@ -77,6 +81,7 @@ def test_a_table_and_a_verdict(
     assert "1.00 (1.00 to ?)" in stderr
     assert "refused: torch compiled, 2 threads: there is no C++ compiler" in stderr
     assert "1.500 ms. Plain ONNX Runtime, which export writes, is the fastest already." in stderr
+    assert "not steady: over 5 rounds and a first look onnxruntime, 2 threads took 1.000 to 1.800 ms" in stderr
 
 
 def test_throughput_shows_samples_a_second(
@@ -101,6 +106,11 @@ def test_a_difference_is_claimed_only_where_it_is_shown() -> None:
     other = {**LATENCY, "winner": "openvino, 1 thread"}
     assert "No difference from plain ONNX Runtime (onnxruntime, 2 threads) is shown" in verdict(other)
     assert "does not run this model" in verdict({**other, "speedup": None})
+
+
+def test_a_steady_machine_is_not_worth_a_word() -> None:
+    assert unsteadiness({**LATENCY, "steadiness": {**LATENCY["steadiness"], "is_steady": True}}) == []
+    assert unsteadiness(THROUGHPUT) == []
 
 
 def test_what_is_refused_gets_one_line(task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +138,7 @@ def test_the_command_end_to_end(
 
     every = drafts.ways
     monkeypatch.setattr(drafts, "ways", lambda captured: [w for w in every(captured) if w.runtime == "onnxruntime"])
+    monkeypatch.setattr(contest, "FinalConfig", partial(FinalConfig, pause_s=0.0))
     out = tmp_path / "out"
     code, stdout, _ = run(capsys, str(task_file), "--out", str(out), "--threads", "1", "--format", "json")
     assert code == 0

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 
 from lighten.accelerate.drafts import Draft
-from lighten.runtime.contest import Trial
-from lighten.runtime.measure import LatencySample, Ratio, ratio_interval
+from lighten.runtime.contest import Contest, Trial
+from lighten.runtime.measure import LatencySample, Ratio, mean_ratio_interval
 from lighten.runtime.throughput import Crew, Throughput
 
 REASON_LENGTH = 300
 
 
-def latency_notes(trials: Sequence[Trial], winner: Trial, plain: str, drafts: Mapping[Path, Draft]) -> dict[str, Any]:
-    """trials, the winner's times, and its speed-up over the trial named plain; times in milliseconds a call."""
+def latency_notes(found: Contest, refused: Sequence[Trial], plain: str, drafts: Mapping[Path, Draft]) -> dict[str, Any]:
+    """Of found and what was refused before it: all trials, the winner's times, its speed-up over the trial named plain,
+    and how steady the machine was; times in milliseconds a call."""
+    winner = found.winner
     assert winner.sample is not None
-    finalists = {t.candidate.name: t.sample for t in trials if t.slowdown is not None and t.sample is not None}
-    speedup = _speedup(finalists, plain, winner.candidate.name)
+    finalists = {t.candidate.name: t.sample for t in found.trials if t.slowdown is not None and t.sample is not None}
     return {
         "winner": winner.candidate.name,
         "difference": winner.difference,
-        "latency_ms": {"median": winner.sample.median, "p90": winner.sample.p90},
-        "speedup": speedup,
-        "trials": [_entry(trial, drafts) for trial in trials],
+        "latency_ms": {"mean": winner.sample.mean, "median": winner.sample.median, "p90": winner.sample.p90},
+        "speedup": _speedup(finalists, plain, winner.candidate.name),
+        "steadiness": _steadiness(found),
+        "trials": [_entry(trial, drafts) for trial in (*found.trials, *refused)],
     }
 
 
@@ -71,13 +73,26 @@ def _entry(trial: Trial, drafts: Mapping[Path, Draft]) -> dict[str, Any]:
         "runtime": None if draft is None else draft.runtime,
         "options": {} if draft is None else dict(draft.options),
         "threads": trial.candidate.threads or None,
+        "mean_ms": None if sample is None else sample.mean,
         "median_ms": None if sample is None else sample.median,
         "p90_ms": None if sample is None else sample.p90,
         "cold_start_ms": None if sample is None else sample.start_up.cold_start_ms,
         "peak_bytes": None if sample is None else sample.peak_bytes,
         "difference": trial.difference if trial.difference is None or np.isfinite(trial.difference) else None,
         "slowdown": _interval(trial.slowdown),
+        "round_ms": list(trial.round_ms),
         "refused": " ".join(trial.refused.split())[:REASON_LENGTH],
+    }
+
+
+def _steadiness(found: Contest) -> dict[str, Any]:
+    """span_ms: the least and the most of the times of the finalist that moved most, the look and every round."""
+    moved = max((t for t in found.trials if t.round_ms), key=lambda trial: max(trial.round_ms) / min(trial.round_ms))
+    return {
+        "rounds": found.rounds,
+        "is_steady": found.is_steady,
+        "moved_most": moved.candidate.name,
+        "span_ms": [min(moved.round_ms), max(moved.round_ms)],
     }
 
 
@@ -85,7 +100,7 @@ def _speedup(samples: Mapping[str, LatencySample], plain: str, winner: str) -> d
     """None where plain was refused."""
     if plain not in samples:
         return None
-    ratio = ratio_interval(samples[plain], samples[winner])
+    ratio = mean_ratio_interval(samples[plain], samples[winner])
     found = _interval(ratio)
     assert found is not None
     return {"over": plain, **found, "is_different": ratio.is_different}

@@ -28,11 +28,11 @@ from lighten.runtime.contest import (
     Candidate,
     Trial,
     decide,
-    first_of_the_best,
     look,
     must_have_some,
 )
 from lighten.runtime.cpu import usable_cores
+from lighten.runtime.final import first_of_the_best
 from lighten.runtime.spec import Array
 from lighten.runtime.throughput import Crew, compare_crews, measure_throughput
 
@@ -59,8 +59,9 @@ def accelerate(
     machine. threads: of a process; None = whatever is fastest. tolerance: the largest root mean square difference of an
     output, relative to the output; None = what export allows. on_progress: told what is done next.
 
-    The artifact's notes["accelerate"] hold every trial, refusals with their reasons, the winner's times, and its
-    speed-up over plain ONNX Runtime with a 95 % interval. Takes half a minute to a few minutes.
+    The artifact's notes["accelerate"] hold every trial, refusals with their reasons, the winner's times, its speed-up
+    over plain ONNX Runtime with a 95 % interval, and whether the machine was steady meanwhile. Takes half a minute to a
+    few minutes.
 
     Raises:
         CaptureError: the model cannot be traced. ArtifactError: nothing runs and agrees (the message lists why), or
@@ -136,18 +137,23 @@ class _Search:
 
     def latency(self) -> tuple[Artifact, dict[str, Any], dict[str, Any]]:
         """The winner's draft, its options, and the notes."""
-        trials = self._first_round()
+        trials = self._first_look()
         plain = threaded("onnxruntime", self.counts[-1])  # what export writes
-        self.tell("timing the fastest side by side")
-        found = decide(trials, self.inputs, finalists=FINALISTS, always=[plain])
+        found = decide(
+            trials,
+            self.inputs,
+            finalists=FINALISTS,
+            always=[plain],
+            on_round=lambda number: self.tell(f"timing the fastest side by side, round {number}"),
+        )
         refused = [draft.refusal() for draft in self.drafts if draft.artifact is None]
-        notes = latency_notes([*found.trials, *refused], found.winner, plain, self._by_path())
+        notes = latency_notes(found, refused, plain, self._by_path())
         options = {"threads": found.winner.candidate.threads}
         return self._artifact(found.winner.candidate), options, self._about("latency", notes)
 
     def throughput(self) -> tuple[Artifact, dict[str, Any], dict[str, Any]]:
         """As latency; the options say how many workers, too."""
-        trials = self._first_round()
+        trials = self._first_look()
         cores = usable_cores()
         crews = {
             trial.candidate.name: Crew(
@@ -183,7 +189,7 @@ class _Search:
         options = {"threads": crew.threads, "workers": crew.workers}
         return self._artifact(winner.candidate), options, self._about("throughput", notes)
 
-    def _first_round(self) -> list[Trial]:
+    def _first_look(self) -> list[Trial]:
         """A look at everything. Compiling takes longest and is tried once, in the layout and on the threads that suit
         eager best."""
         quick = [c for draft in self.drafts if not draft.is_compiled for c in draft.candidates(self.counts)]

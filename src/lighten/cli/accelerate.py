@@ -52,7 +52,8 @@ def accelerate(
     stderr.print(draw(artifact.notes["accelerate"]))
     for line_of_text in refusals(artifact.notes["accelerate"]):
         stderr.print(line_of_text, style="dim", markup=False, highlight=False, soft_wrap=True)
-    stderr.print(verdict(artifact.notes["accelerate"]), markup=False, highlight=False, soft_wrap=True)
+    for line_of_text in (verdict(artifact.notes["accelerate"]), *unsteadiness(artifact.notes["accelerate"])):
+        stderr.print(line_of_text, markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"{artifact.path}: {described(artifact)}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -121,6 +122,19 @@ def verdict(notes: dict[str, Any]) -> str:
     if not speedup["is_different"]:
         return f"{best}. No difference from plain ONNX Runtime ({speedup['over']}) is shown; {interval(speedup)}."
     return f"{best}, {interval(speedup)} times as fast as plain ONNX Runtime ({speedup['over']})."
+
+
+def unsteadiness(notes: dict[str, Any]) -> list[str]:
+    """A line where the machine changed while the finalists were timed."""
+    found = notes.get("steadiness")  # of latency alone
+    if found is None or found["is_steady"]:
+        return []
+    low, high = found["span_ms"]
+    return [
+        f"The machine was not steady: over {found['rounds']} rounds and a first look {found['moved_most']} took "
+        f"{low:.3f} to {high:.3f} ms on average. The choice is the fastest by the mean of all rounds; while the "
+        "machine stays in one state, another may be faster."
+    ]
 
 
 def described(artifact: Artifact) -> str:

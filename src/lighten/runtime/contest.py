@@ -1,25 +1,25 @@
 """A contest: of several artifacts that should compute the same, find the fastest that really does.
 
-Two rounds. In the first every candidate gets one process and a short look, and shows its outputs; those that fail, or
-whose outputs differ from the expected ones by more than rounding, are out. In the second the fastest few are timed side
-by side. Candidates stand in order of preference: of those that are as good as the fastest, the first one wins.
+First a look: every candidate gets one process and a short time, and shows its outputs; those that fail, or whose
+outputs differ from the expected ones by more than rounding, are out. Then a final: the fastest few are timed side by
+side, in rounds that lie some seconds apart. Candidates stand in order of preference: of those that are as good as the
+fastest, the first one wins.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lighten.errors import ArtifactError, LightenError
-from lighten.runtime.measure import LatencySample, Ratio, measure_latency, ratio_interval
+from lighten.runtime.final import FinalConfig, Finalist, run_final
+from lighten.runtime.measure import LatencySample, Ratio, mean_ratio_interval, measure_latency
 from lighten.runtime.spec import Array
 
 FIRST_BLOCKS = 3
 FINALISTS = 3
-HOPELESS = 2.0  # times the fastest of the first round; on a busy machine one process may be 1.6 times off (see measure)
-# A tie is what the interval cannot tell apart, and no more than this by the estimate: a wide interval is not a licence.
-TIE = 1.03
+HOPELESS = 2.0  # times the fastest at the first look; on a busy machine one process may be 1.6 times off (see measure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """difference: from the expected outputs, root mean square over theirs. sample: of the last round it was in.
+    """difference: from the expected outputs, root mean square over theirs. sample: of all rounds of the final, or of
+    the first look where it was not in the final.
 
-    refused: why it is out, or "". slowdown: how many times longer than the winner it takes, for finalists.
+    refused: why it is out, or "". For finalists: slowdown, how many times longer than the winner it takes on average,
+    and round_ms, the mean time at the first look and in each round of the final after it.
     """
 
     candidate: Candidate
@@ -43,19 +45,28 @@ class Trial:
     sample: LatencySample | None = None
     refused: str = ""
     slowdown: Ratio | None = None
+    round_ms: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
         """In milliseconds a call; infinite where nothing was timed."""
         return float("inf") if self.sample is None else self.sample.median
 
+    @property
+    def mean(self) -> float:
+        """As median, of LatencySample.mean."""
+        return float("inf") if self.sample is None else self.sample.mean
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Contest:
-    """winner; trials of every candidate, in the order given."""
+    """winner; trials of every candidate, in the order given; the number of rounds of the final, and whether the machine
+    was steady over the first look and all of them."""
 
     winner: Trial
     trials: tuple[Trial, ...]
+    rounds: int
+    is_steady: bool
 
 
 def contest(
@@ -65,15 +76,16 @@ def contest(
     *,
     tolerance: float = 1e-3,
     finalists: int = FINALISTS,
+    config: FinalConfig | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Contest:
-    """Time candidates on inputs; expected: the outputs that all of them should give. Both rounds, see look and decide.
+    """Time candidates on inputs; expected: the outputs that all of them should give. See look and decide.
 
     Raises:
         ArtifactError: none of them works and agrees; the message says why, one by one.
     """
     trials = look(candidates, inputs, expected, tolerance=tolerance, on_progress=on_progress)
-    return decide(trials, inputs, finalists=finalists)
+    return decide(trials, inputs, finalists=finalists, config=config)
 
 
 def look(
@@ -84,12 +96,12 @@ def look(
     tolerance: float,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> list[Trial]:
-    """The first round. tolerance: the largest difference that still counts as rounding. on_progress: called with the
+    """The first look. tolerance: the largest difference that still counts as rounding. on_progress: called with the
     name of each candidate before its turn."""
     trials = []
     for candidate in candidates:
         on_progress(candidate.name)
-        trials.append(_first_round(candidate, inputs, expected, tolerance))
+        trials.append(_first_look(candidate, inputs, expected, tolerance))
     return trials
 
 
@@ -99,10 +111,13 @@ def decide(
     *,
     finalists: int = FINALISTS,
     always: Collection[str] = (),
+    config: FinalConfig | None = None,
+    on_round: Callable[[int], None] = lambda number: None,
 ) -> Contest:
-    """The second round, among the fastest `finalists` of the first that are not hopeless.
+    """The final, among the fastest `finalists` of the first look that are not hopeless.
 
     always: names that are timed in it too, if they were not refused, so that the winner can be compared with them.
+    config: None = FinalConfig(). on_round: called with the number of each round, from 1, before its turn.
 
     Raises:
         ArtifactError: all trials were refused.
@@ -115,21 +130,26 @@ def decide(
         if trial.candidate.name in always or (place < finalists and trial.median <= HOPELESS * fastest)
     ]
     chosen.sort(key=trials.index)
-    samples = measure_latency(
-        {trial.candidate.name: trial.candidate.path for trial in chosen},
+    finals = {trial.candidate.name: trial for trial in chosen}
+    found = run_final(
+        {name: Finalist(trial.candidate.path, trial.candidate.threads, trial.mean) for name, trial in finals.items()},
         inputs,
-        threads={trial.candidate.name: trial.candidate.threads for trial in chosen},
+        FinalConfig() if config is None else config,
+        on_round=on_round,
     )
-    winner = first_of_the_best(samples)
-    final = {
-        trial.candidate.name: replace(
+    for name, trial in finals.items():
+        finals[name] = replace(
             trial,
-            sample=samples[trial.candidate.name],
-            slowdown=ratio_interval(samples[trial.candidate.name], samples[winner]),
+            sample=found.samples[name],
+            slowdown=mean_ratio_interval(found.samples[name], found.samples[found.winner]),
+            round_ms=found.round_ms[name],
         )
-        for trial in chosen
-    }
-    return Contest(final[winner], tuple(final.get(trial.candidate.name, trial) for trial in trials))
+    return Contest(
+        winner=finals[found.winner],
+        trials=tuple(finals.get(trial.candidate.name, trial) for trial in trials),
+        rounds=found.rounds,
+        is_steady=found.is_steady,
+    )
 
 
 def must_have_some(trials: Sequence[Trial]) -> list[Trial]:
@@ -143,16 +163,6 @@ def must_have_some(trials: Sequence[Trial]) -> list[Trial]:
         reasons = "; ".join(f"{trial.candidate.name}: {trial.refused}" for trial in trials)
         raise ArtifactError(f"None of {len(trials)} candidates runs and agrees with the model. {reasons}")
     return able
-
-
-def first_of_the_best(samples: Mapping[str, LatencySample]) -> str:
-    """The first of samples that is not worse than the fastest one; they must come from one measurement."""
-    fastest = min(samples.values(), key=lambda sample: sample.median)
-    for name, sample in samples.items():
-        slowdown = ratio_interval(sample, fastest)
-        if sample is fastest or (slowdown.value <= TIE and not slowdown.is_different):
-            return name
-    raise AssertionError("the fastest is not worse than itself")
 
 
 def difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
@@ -178,7 +188,7 @@ def _difference(found: Array, expected: Array) -> float:
     return error / scale if scale > 0 else error
 
 
-def _first_round(candidate: Candidate, inputs: Sequence[Array], expected: Sequence[Array], tolerance: float) -> Trial:
+def _first_look(candidate: Candidate, inputs: Sequence[Array], expected: Sequence[Array], tolerance: float) -> Trial:
     trial = Trial(candidate=candidate)
     try:
         (sample,) = measure_latency(
