@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from lighten.recover.finetune import FineTuneConfig
 from lighten.tasks.samples import Samples
-from lighten.tasks.training import Training
+from lighten.tasks.training import Training, recipe_key
 
 
 @pytest.fixture
@@ -75,3 +75,28 @@ def test_the_finished_task(training: Training) -> None:
     assert [tuple(x.shape) for x in task.example_inputs] == [(1, 1, 4, 4)]
     assert (task.holdout, task.selection, task.train) == (training.holdout, training.selection, training.train)
     assert task.loss is training.loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterConfig(FineTuneConfig):
+    option: float | None = None
+
+
+def test_settings_that_came_later_name_a_checkpoint_only_where_they_are_used() -> None:
+    first = {
+        "epochs": 1,
+        "lr": 0.05,
+        "warmup": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_size": 128,
+        "seed": 0,
+        "grad_clip": None,
+        "distill_weight": 0.0,
+        "temperature": 4.0,
+        "bfloat16": False,
+        "channels_last": False,
+    }
+    # Whoever changes this renames every checkpoint, and what is there already has to be trained again.
+    assert recipe_key(FineTuneConfig()) == recipe_key(LaterConfig()) == first
+    assert recipe_key(LaterConfig(option=0.5)) == first | {"option": 0.5}

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Training:
         """Where the trained weights are, or would be, kept."""
         recipe = {
             "network": str(self.network),
-            "recipe": asdict(self.recipe),
+            "recipe": recipe_key(self.recipe),
             "ingredients": self.ingredients,
             "data": _fingerprint(self.train),
         }
@@ -76,6 +76,20 @@ class Training:
             train=self.train,
             loss=self.loss,
         )
+
+
+# The settings that a checkpoint was always named by; one that came later names it only where it is in use, so that
+# checkpoints of before are still found.
+ALWAYS_NAMED = (
+    *("epochs", "lr", "warmup", "momentum", "weight_decay", "batch_size", "seed", "grad_clip"),
+    *("distill_weight", "temperature", "bfloat16", "channels_last"),
+)
+
+
+def recipe_key(recipe: FineTuneConfig) -> dict[str, Any]:
+    """recipe as the plain data that a checkpoint is named by."""
+    defaults = {field.name: field.default for field in fields(recipe)}
+    return {name: value for name, value in asdict(recipe).items() if name in ALWAYS_NAMED or value != defaults[name]}
 
 
 trainable: Registry[Callable[..., Training]] = Registry("trainable task")
