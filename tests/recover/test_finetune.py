@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lighten.errors import ConfigError, TaskError
-from lighten.recover.finetune import (
-    FineTuneConfig,
-    Step,
-    distillation_loss,
-    fine_tune,
-    learning_rate,
-    takes_channels_last,
-)
+from lighten.recover.distill import distillation_loss
+from lighten.recover.finetune import FineTuneConfig, Step, fine_tune, takes_channels_last
+from lighten.recover.optimizer import learning_rate
 from lighten.tasks.samples import Samples
 
 PLAIN = FineTuneConfig(epochs=2, lr=0.1, warmup=0.0, weight_decay=0.0, batch_size=4)
