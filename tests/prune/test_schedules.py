@@ -14,7 +14,7 @@ from lighten.prune.masks import masks
 from lighten.prune.schedules import ratios
 from lighten.recover.finetune import FineTuneConfig
 from lighten.task import evaluate
-from tests.tiny import tiny_task
+from tests.tiny import Inputs, images, tiny_task
 
 
 def test_the_steps_by_hand() -> None:
@@ -128,8 +128,22 @@ def test_what_cannot_be_done_is_refused() -> None:
         prune_gradually(tiny_task(), 0.5, schedule="gradual:2", fine_tuning=RECIPE)
     with pytest.raises(ConfigError, match=r"without it\. Give it epochs"):
         prune_gradually(tiny_task(), 0.5, granularity="element", schedule="gradual:2")
+    unlabelled = tiny_task(train=None, loss=None)
+    with pytest.raises(TaskError, match=r"has no training data.*Give teacher= and distill_weight=1"):
+        prune_gradually(unlabelled, 0.5, fine_tuning=RECIPE)
     with pytest.raises(TaskError, match="has no training data"):
-        prune_gradually(tiny_task(train=None, loss=None), 0.5, fine_tuning=RECIPE)
+        prune_gradually(unlabelled, 0.5, fine_tuning=replace(RECIPE, distill_weight=0.5), teacher=unlabelled.model)
+
+
+def test_a_task_without_labels_recovers_by_its_own_model() -> None:
+    task = tiny_task(train=None, loss=None, calibration=Inputs(images(512, 1)[0]))
+    settings = {"scope": "layer", "importance": "random"}
+    recipe = replace(RECIPE, epochs=3, distill_weight=1.0)
+    broken = prune_gradually(task, 0.95, **settings)
+    tuned = prune_gradually(task, 0.95, fine_tuning=recipe, teacher=task.model, **settings)
+    before, after = (evaluate(model, task.selection, task.metric, 100).interval for model in (broken, tuned))
+    assert before.high < after.low
+    assert tuned.plan.epochs == 3
 
 
 def test_the_tasks_model_is_not_modified() -> None:

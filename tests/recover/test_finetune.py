@@ -193,6 +193,20 @@ def test_a_teacher_and_its_weight_need_each_other() -> None:
         tune(replace(PLAIN, distill_weight=0.5))
 
 
+def test_a_teacher_needs_no_labels() -> None:
+    config = replace(PLAIN, distill_weight=1.0)
+    unlabelled = fine_tune(seeded(), Samples(data().inputs), None, config, teacher=seeded(7))
+    assert torch.equal(flat(unlabelled), flat(tune(config, teacher=seeded(7))))
+
+
+def test_without_labels_the_teacher_has_to_be_everything() -> None:
+    inputs = Samples(data().inputs)
+    with pytest.raises(ConfigError, match=r"loss=None with distill_weight=0.5.*a teacher and distill_weight=1"):
+        fine_tune(seeded(), inputs, None, replace(PLAIN, distill_weight=0.5), teacher=seeded(7))
+    with pytest.raises(ConfigError, match=r"loss=None with distill_weight=0.0"):
+        fine_tune(seeded(), inputs, None, PLAIN)
+
+
 def test_a_nan_loss_is_refused_with_its_step_and_a_way_out() -> None:
     calls = iter([1.0, 1.0, math.nan])
 

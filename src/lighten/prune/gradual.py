@@ -14,6 +14,7 @@ from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.patterns import parse_pattern
 from lighten.prune.schedules import ratios, rises_within_training
 from lighten.prune.verb import prune
+from lighten.recover.data import recovery_data
 from lighten.recover.finetune import BeforeStep, FineTuneConfig, OnStep, fine_tune
 from lighten.task import Task, batches
 
@@ -50,19 +51,23 @@ def prune_gradually(
     Single weights that a step prunes stay pruned, except that methods which move the others, as sparsegpt does, choose
     anew. Of channels each step takes its share of those that are left.
     fine_tuning, teacher: after each step, or, where the schedule rises within training, once; see fine_tune. None = not
-    at all. settings: the others of lighten.prune.
+    at all. A task without training data is fine-tuned on its calibration inputs, by a teacher alone, with
+    distill_weight=1. settings: the others of lighten.prune.
     Criteria that look at gradients see the first training samples, as many as calibration has.
     recipe_of(plan) gives the arguments that a plan holds.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or n:m is to be reached in several steps, or channels within
-        training. TaskError: the task has no training data and fine_tuning is given. CaptureError: the model cannot be
-        traced.
+        training. TaskError: the task has no training data, and fine_tuning is given without a teacher that can do
+        without. CaptureError: the model cannot be traced.
     """
     targets = ratios(schedule, ratio)
     own = {pattern: ratios(schedule, final) for pattern, final in (settings.pop("overrides", None) or {}).items()}
-    if fine_tuning is not None and (task.train is None or task.loss is None):
-        raise TaskError(f"Task '{task.name}' has no training data, so nothing can be fine-tuned. Prune without epochs.")
+    if fine_tuning is not None and task.train is None and (teacher is None or fine_tuning.distill_weight < 1):
+        raise TaskError(
+            f"Task '{task.name}' has no training data, so only a teacher can fine-tune it, on its calibration inputs. "
+            "Give teacher= and distill_weight=1, or prune without epochs."
+        )
     structured = ":" not in granularity and granularity != "element"
     if not structured and len(targets) > 1 and parse_pattern(granularity).is_n_of_m:
         raise ConfigError(
@@ -103,11 +108,8 @@ def prune_gradually(
     def tune(model: CapturedModule, before_step: BeforeStep | None = None) -> CapturedModule:
         if fine_tuning is None:
             return model
-        assert task.train is not None
-        assert task.loss is not None
-        tuned = fine_tune(
-            model, task.train, task.loss, fine_tuning, teacher=teacher, before_step=before_step, on_step=on_step
-        )
+        train, loss, _ = recovery_data(task)
+        tuned = fine_tune(model, train, loss, fine_tuning, teacher=teacher, before_step=before_step, on_step=on_step)
         assert isinstance(tuned, CapturedModule)
         if isinstance(tuned, MaskedModule):
             tuned.hold_()  # momentum of before a pruning moves what it pruned, in the last step too

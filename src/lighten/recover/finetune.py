@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lighten.errors import ConfigError, TaskError
+from lighten.errors import ConfigError
 from lighten.recover.config import FineTuneConfig as FineTuneConfig
+from lighten.recover.data import Loss, build_loader
 from lighten.recover.distill import distillation_loss
 from lighten.recover.optimizer import build_optimizer, learning_rate
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
@@ -40,7 +41,7 @@ OnEpoch = Callable[[int, nn.Module], None]
 def fine_tune(
     model: nn.Module,
     train: Dataset[Any],
-    loss: Callable[[Any, Any], Tensor],
+    loss: Loss | None,
     config: FineTuneConfig,
     *,
     teacher: nn.Module | None = None,
@@ -53,22 +54,18 @@ def fine_tune(
     model, teacher and the state of torch's random generators are left as they are; the seed alone decides the result.
 
     train: map-style, of (inputs, target). A last batch that is short is left out of its epoch.
-    loss: (outputs, targets) -> scalar. teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
+    loss: (outputs, targets) -> scalar; None = train holds inputs alone, and distill_weight is 1.
+    teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
     before_step: called with the number of finished steps, of all steps, and the module that is trained, which it may
     change in place. on_epoch: called with the number of finished epochs and the model in eval mode.
 
     Raises:
-        ConfigError: the loss or the weights became NaN or infinite, nothing can be trained, or teacher and
-            distill_weight come one without the other.
+        ConfigError: the loss or the weights became NaN or infinite, nothing can be trained, teacher and distill_weight
+            come one without the other, or there is neither a loss nor a distill_weight of 1.
         TaskError: train is empty.
     """
-    if (teacher is not None) != (config.distill_weight > 0):
-        given = "no teacher" if teacher is None else "a teacher"
-        raise ConfigError(
-            f"distill_weight={config.distill_weight} with {given}: distillation needs both. "
-            "Give teacher= and distill_weight in (0, 1], or neither."
-        )
-    loader = _loader(train, config)
+    _check_sources(loss, teacher, config)
+    loader = build_loader(train, config)
     n_steps = config.epochs * len(loader)
     model = copy.deepcopy(model)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
@@ -82,14 +79,14 @@ def fine_tune(
         step = 0
         for epoch in range(1, config.epochs + 1):
             model.train()
-            for inputs, targets in loader:
+            for batch in loader:
                 if before_step is not None:
                     before_step(step, n_steps, model)
                 lr = learning_rate(step, n_steps, config)
                 step += 1
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                total = _loss(model, teacher, inputs, targets, loss, config)
+                total = _total(model, teacher, batch, loss, config)
                 if not math.isfinite(value := total.item()):
                     raise ConfigError(_diverged(f"The loss is {value}", step, n_steps, config))
                 optimizer.zero_grad()
@@ -110,36 +107,36 @@ def fine_tune(
     return model.eval()
 
 
-def _loss(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    inputs: Any,
-    targets: Any,
-    loss: Callable[[Any, Any], Tensor],
-    config: FineTuneConfig,
+def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
+    weight = config.distill_weight
+    if (teacher is not None) != (weight > 0):
+        given = "no teacher" if teacher is None else "a teacher"
+        raise ConfigError(
+            f"distill_weight={weight} with {given}: distillation needs both. "
+            "Give teacher= and distill_weight in (0, 1], or neither."
+        )
+    if loss is None and weight < 1:
+        raise ConfigError(
+            f"loss=None with distill_weight={weight}: without a loss the teacher is all there is to learn from. "
+            "Give a loss and samples with targets, or a teacher and distill_weight=1."
+        )
+
+
+def _total(
+    model: nn.Module, teacher: nn.Module | None, batch: Any, loss: Loss | None, config: FineTuneConfig
 ) -> Tensor:
+    """What a step makes smaller: loss and distance to the teacher, each with its weight."""
+    inputs, targets = (batch, None) if loss is None else batch
     args = as_args(inputs)
     outputs = computed(model, args, config.bfloat16)
-    own = loss(outputs, targets)
+    own = None if loss is None else loss(outputs, targets)
     if teacher is None:
+        assert own is not None
         return own
     with torch.no_grad():
         wanted = computed(teacher, args, config.bfloat16)
-    return torch.lerp(own, distillation_loss(outputs, wanted, config.temperature), config.distill_weight)
-
-
-def _loader(train: Dataset[Any], config: FineTuneConfig) -> DataLoader[Any]:
-    n = len(train)  # type: ignore[arg-type]
-    if n == 0:
-        raise TaskError("The training set is empty: there is nothing to fine-tune on. Give at least one sample.")
-    return DataLoader(
-        train,
-        batch_size=config.batch_size,
-        shuffle=True,
-        # A batch of a few samples would give batch norm statistics that are mostly noise.
-        drop_last=n >= config.batch_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    distance = distillation_loss(outputs, wanted, config.temperature)
+    return distance if own is None else torch.lerp(own, distance, config.distill_weight)
 
 
 def _diverged(what: str, step: int, n_steps: int, config: FineTuneConfig) -> str:
