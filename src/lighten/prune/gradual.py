@@ -15,6 +15,7 @@ from lighten.prune.patterns import parse_pattern
 from lighten.prune.schedules import ratios, rises_within_training
 from lighten.prune.verb import prune
 from lighten.recover.data import recovery_data
+from lighten.recover.early_stop import Score
 from lighten.recover.finetune import BeforeStep, FineTuneConfig, OnStep, fine_tune
 from lighten.task import Task, batches
 
@@ -42,6 +43,7 @@ def prune_gradually(
     refit: bool = False,
     fine_tuning: FineTuneConfig | None = None,
     teacher: nn.Module | None = None,
+    score: Score | None = None,
     on_step: OnStep | None = None,
     on_prune: Callable[[PruneStep], None] | None = None,
     **settings: Any,
@@ -52,7 +54,8 @@ def prune_gradually(
     anew. Of channels each step takes its share of those that are left.
     fine_tuning, teacher: after each step, or, where the schedule rises within training, once; see fine_tune. None = not
     at all. A task without training data is fine-tuned on its calibration inputs, by a teacher alone, with
-    distill_weight=1. settings: the others of lighten.prune.
+    distill_weight=1. score: chooses the best epoch of each fine-tuning, of one within which the ratio rises only among
+    those that end with the whole ratio; see recover. settings: the others of lighten.prune.
     Criteria that look at gradients see the first training samples, as many as calibration has.
     recipe_of(plan) gives the arguments that a plan holds.
 
@@ -105,11 +108,25 @@ def prune_gradually(
             on_prune(PruneStep(step=step, n_steps=len(targets), ratio=targets[step - 1], model=pruned))
         return pruned
 
+    def complete(model: nn.Module) -> float | None:
+        assert score is not None
+        assert isinstance(model, CapturedModule)
+        return score(model) if not within or model.plan.ratio == targets[-1] else None
+
     def tune(model: CapturedModule, before_step: BeforeStep | None = None) -> CapturedModule:
         if fine_tuning is None:
             return model
         train, loss, _ = recovery_data(task)
-        tuned = fine_tune(model, train, loss, fine_tuning, teacher=teacher, before_step=before_step, on_step=on_step)
+        tuned = fine_tune(
+            model,
+            train,
+            loss,
+            fine_tuning,
+            teacher=teacher,
+            score=None if score is None else complete,
+            before_step=before_step,
+            on_step=on_step,
+        )
         assert isinstance(tuned, CapturedModule)
         if isinstance(tuned, MaskedModule):
             tuned.hold_()  # momentum of before a pruning moves what it pruned, in the last step too

@@ -15,10 +15,12 @@ from lighten.errors import ConfigError
 from lighten.recover.config import FineTuneConfig as FineTuneConfig
 from lighten.recover.data import Loss, build_loader
 from lighten.recover.distill import distillation_loss
+from lighten.recover.early_stop import Score, best_epoch, checked_score, has_stalled
 from lighten.recover.optimizer import build_optimizer, learning_rate
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import computed, to_layout_
 from lighten.recover.precision import takes_channels_last as takes_channels_last
+from lighten.recover.weights import copied, copy_into_
 from lighten.task import as_args
 
 
@@ -38,33 +40,60 @@ BeforeStep = Callable[[int, int, nn.Module], None]
 OnEpoch = Callable[[int, nn.Module], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """The trained model, in eval mode, and how it came about.
+
+    scores: one for each epoch that was trained, None where it has none. best: the epoch, from 1, whose weights model
+    has; None where nothing was scored, and then they are the last. stopped_early: patience ended the training.
+    """
+
+    model: nn.Module
+    scores: tuple[float | None, ...]
+    best: int | None
+    stopped_early: bool
+
+
 def fine_tune(
+    model: nn.Module, train: Dataset[Any], loss: Loss | None, config: FineTuneConfig, **how: Any
+) -> nn.Module:
+    """The model of recover(model, train, loss, config, **how)."""
+    return recover(model, train, loss, config, **how).model
+
+
+def recover(
     model: nn.Module,
     train: Dataset[Any],
     loss: Loss | None,
     config: FineTuneConfig,
     *,
     teacher: nn.Module | None = None,
+    score: Score | None = None,
     before_step: BeforeStep | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
-) -> nn.Module:
-    """Train a copy of model on train and return it in eval mode.
+) -> Recovery:
+    """Train a copy of model on train.
 
     model, teacher and the state of torch's random generators are left as they are; the seed alone decides the result.
 
     train: map-style, of (inputs, target). A last batch that is short is left out of its epoch.
     loss: (outputs, targets) -> scalar; None = train holds inputs alone, and distill_weight is 1.
     teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
+    score: called after each epoch with the model in eval mode; the epoch with the highest is returned, see
+    `selection_score`. None = the last epoch is.
     before_step: called with the number of finished steps, of all steps, and the module that is trained, which it may
     change in place. on_epoch: called with the number of finished epochs and the model in eval mode.
 
     Raises:
-        ConfigError: the loss or the weights became NaN or infinite, nothing can be trained, teacher and distill_weight
-            come one without the other, or there is neither a loss nor a distill_weight of 1.
+        ConfigError: the loss, a score or the weights became NaN, or infinite, nothing can be trained, teacher and
+            distill_weight come one without the other, there is neither a loss nor a distill_weight of 1, or patience
+            comes without a score.
         TaskError: train is empty.
     """
     _check_sources(loss, teacher, config)
+    if score is None and config.patience is not None:
+        raise ConfigError(f"patience={config.patience} without a score: give score=, or leave patience out.")
     loader = build_loader(train, config)
     n_steps = config.epochs * len(loader)
     model = copy.deepcopy(model)
@@ -74,6 +103,9 @@ def fine_tune(
             if module is not None:
                 to_layout_(module, torch.channels_last)
     optimizer = build_optimizer(model, config)
+    scores: list[float | None] = []
+    best: dict[str, Tensor] | None = None
+    stopped_early = False
     with torch.random.fork_rng(), _denormals_flushed():
         torch.manual_seed(config.seed)
         step = 0
@@ -97,14 +129,22 @@ def fine_tune(
                 if on_step is not None:
                     on_step(Step(step=step, n_steps=n_steps, epoch=epoch, loss=value, lr=lr))
             model.eval()
-            if on_epoch is not None:
-                with torch.random.fork_rng():  # watching must not change what is watched
+            with torch.random.fork_rng():  # watching must not change what is watched
+                if on_epoch is not None:
                     on_epoch(epoch, model)
+                scores.append(None if score is None else checked_score(score, model.eval(), epoch))
+            if best_epoch(scores) == epoch:
+                best = copied(model)
+            stopped_early = config.patience is not None and has_stalled(scores, config.patience)
+            if stopped_early:
+                break
+    if best is not None:
+        copy_into_(model, best)
     if config.channels_last:
         to_layout_(model, torch.contiguous_format)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise ConfigError(_diverged("A weight is NaN or infinite", n_steps, n_steps, config))
-    return model.eval()
+        raise ConfigError(_diverged("A weight is NaN or infinite", step, n_steps, config))
+    return Recovery(model=model.eval(), scores=tuple(scores), best=best_epoch(scores), stopped_early=stopped_early)
 
 
 def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
