@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ def prune_gradually(
     fine_tuning: FineTuneConfig | None = None,
     teacher: nn.Module | None = None,
     score: Score | None = None,
+    checkpoints: Path | None = None,
+    every: int | None = None,
     on_step: OnStep | None = None,
     on_prune: Callable[[PruneStep], None] | None = None,
     **settings: Any,
@@ -55,7 +58,8 @@ def prune_gradually(
     fine_tuning, teacher: after each step, or, where the schedule rises within training, once; see fine_tune. None = not
     at all. A task without training data is fine-tuned on its calibration inputs, by a teacher alone, with
     distill_weight=1. score: chooses the best epoch of each fine-tuning, of one within which the ratio rises only among
-    those that end with the whole ratio; see recover. settings: the others of lighten.prune.
+    those that end with the whole ratio; see recover. checkpoints: a folder for one of each fine-tuning, written after
+    each epoch and each `every` steps, and gone on from. settings: the others of lighten.prune.
     Criteria that look at gradients see the first training samples, as many as calibration has.
     recipe_of(plan) gives the arguments that a plan holds.
 
@@ -113,7 +117,7 @@ def prune_gradually(
         assert isinstance(model, CapturedModule)
         return score(model) if not within or model.plan.ratio == targets[-1] else None
 
-    def tune(model: CapturedModule, before_step: BeforeStep | None = None) -> CapturedModule:
+    def tune(step: int, model: CapturedModule, before_step: BeforeStep | None = None) -> CapturedModule:
         if fine_tuning is None:
             return model
         train, loss, _ = recovery_data(task)
@@ -124,6 +128,8 @@ def prune_gradually(
             fine_tuning,
             teacher=teacher,
             score=None if score is None else complete,
+            checkpoint=None if checkpoints is None else checkpoints / f"step-{step}.safetensors",
+            every=every,
             before_step=before_step,
             on_step=on_step,
         )
@@ -134,25 +140,25 @@ def prune_gradually(
 
     model = prune_to(1, task.model)
     if within:
-        return tune(model, _rise(len(targets), prune_to))
+        return tune(1, model, _rise(len(targets), prune_to))
     for step in range(2, len(targets) + 1):
-        model = prune_to(step, tune(model))
-    return tune(model)
+        model = prune_to(step, tune(step - 1, model))
+    return tune(len(targets), model)
 
 
 def _rise(n_prunings: int, prune_to: Callable[[int, nn.Module], CapturedModule]) -> BeforeStep:
     """What prunes the module that is trained, again and again; the first pruning came before."""
-    reached = 1
+
+    def due(done: int, n_steps: int) -> int:
+        return min(n_prunings, 1 + int(n_prunings * done / (RISE * n_steps)))
 
     def before_step(done: int, n_steps: int, trained: nn.Module) -> None:
-        nonlocal reached
-        due = min(n_prunings, 1 + int(n_prunings * done / (RISE * n_steps)))
-        if due == reached:
+        # By the number of steps alone, so that a training that goes on from a checkpoint prunes when it would have.
+        if done == 0 or due(done, n_steps) == due(done - 1, n_steps):
             return
-        reached = due
         assert isinstance(trained, CapturedModule)
         trained.eval()
-        pruned = prune_to(due, trained)
+        pruned = prune_to(due(done, n_steps), trained)
         trained.train()
         with torch.no_grad():  # some methods change the weights that they leave
             for ours, theirs in zip(trained.parameters(), pruned.parameters(), strict=True):

@@ -1,11 +1,12 @@
 """What a network is trained on to recover: samples with labels, or inputs alone with a teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
 from lighten.errors import TaskError
 from lighten.recover.config import FineTuneConfig
@@ -24,8 +25,27 @@ def recovery_data(task: Task, distill_weight: float = 0.5) -> tuple[Dataset[Any]
     return task.train, task.loss, distill_weight
 
 
-def build_loader(train: Dataset[Any], config: FineTuneConfig) -> DataLoader[Any]:
-    """Batches of train in an order that the seed decides, another one each epoch.
+class Batches(Sampler[list[int]]):
+    """The indices of n samples in batches, in a new order each epoch.
+
+    A last batch that is short is left out: a few samples would give batch norm statistics that are mostly noise.
+    skip: so many batches of the next epoch are left out, without a look at their samples.
+    """
+
+    def __init__(self, n: int, batch_size: int, order: torch.Generator) -> None:
+        self.batches = BatchSampler(RandomSampler(range(n), generator=order), batch_size, drop_last=n >= batch_size)
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        return islice(iter(self.batches), skip, None)
+
+
+def build_loader(train: Dataset[Any], config: FineTuneConfig) -> tuple[DataLoader[Any], Batches, torch.Generator]:
+    """Batches of train in an order that the seed decides, what cuts them, and what draws their order.
 
     Raises:
         TaskError: train is empty.
@@ -33,11 +53,6 @@ def build_loader(train: Dataset[Any], config: FineTuneConfig) -> DataLoader[Any]
     n = len(train)  # type: ignore[arg-type]
     if n == 0:
         raise TaskError("The training set is empty: there is nothing to fine-tune on. Give at least one sample.")
-    return DataLoader(
-        train,
-        batch_size=config.batch_size,
-        shuffle=True,
-        # A batch of a few samples would give batch norm statistics that are mostly noise.
-        drop_last=n >= config.batch_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    order = torch.Generator().manual_seed(config.seed)
+    batches = Batches(n, config.batch_size, order)
+    return DataLoader(train, batch_sampler=batches, generator=order), batches, order

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lighten.errors import ConfigError
+from lighten.recover.checkpoint import describe, resume_, write
 from lighten.recover.config import FineTuneConfig as FineTuneConfig
 from lighten.recover.data import Loss, build_loader
 from lighten.recover.distill import distillation_loss
@@ -20,6 +22,7 @@ from lighten.recover.optimizer import build_optimizer, learning_rate
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import computed, to_layout_
 from lighten.recover.precision import takes_channels_last as takes_channels_last
+from lighten.recover.state import State
 from lighten.recover.weights import copied, copy_into_
 from lighten.task import as_args
 
@@ -69,6 +72,8 @@ def recover(
     *,
     teacher: nn.Module | None = None,
     score: Score | None = None,
+    checkpoint: Path | None = None,
+    every: int | None = None,
     before_step: BeforeStep | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
@@ -82,19 +87,24 @@ def recover(
     teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
     score: called after each epoch with the model in eval mode; the epoch with the highest is returned, see
     `selection_score`. None = the last epoch is.
+    checkpoint: a file that is written after each epoch and after each `every` steps. Where it is there already,
+    training goes on from it, and ends as it would have without the break; callbacks are told of what is trained now.
+    What samples draw from other generators than torch's global one is not part of it.
     before_step: called with the number of finished steps, of all steps, and the module that is trained, which it may
     change in place. on_epoch: called with the number of finished epochs and the model in eval mode.
 
     Raises:
         ConfigError: the loss, a score or the weights became NaN, or infinite, nothing can be trained, teacher and
-            distill_weight come one without the other, there is neither a loss nor a distill_weight of 1, or patience
-            comes without a score.
-        TaskError: train is empty.
+            distill_weight come one without the other, there is neither a loss nor a distill_weight of 1, patience
+            comes without a score or every without a checkpoint, or the checkpoint is of another training.
+        TaskError: train is empty. ArtifactError: the checkpoint is damaged or cannot be written.
     """
     _check_sources(loss, teacher, config)
     if score is None and config.patience is not None:
         raise ConfigError(f"patience={config.patience} without a score: give score=, or leave patience out.")
-    loader = build_loader(train, config)
+    if every is not None and (checkpoint is None or every < 1):
+        raise ConfigError(f"every={every} with checkpoint={checkpoint}: it is a number of steps, and needs a file.")
+    loader, batches, order = build_loader(train, config)
     n_steps = config.epochs * len(loader)
     model = copy.deepcopy(model)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
@@ -102,49 +112,69 @@ def recover(
         for module in (model, teacher):
             if module is not None:
                 to_layout_(module, torch.channels_last)
-    optimizer = build_optimizer(model, config)
-    scores: list[float | None] = []
-    best: dict[str, Tensor] | None = None
-    stopped_early = False
+    state = State(model=model, optimizer=build_optimizer(model, config), order=order, order_state=order.get_state())
+    described = describe(state, config, len(train))  # type: ignore[arg-type]
     with torch.random.fork_rng(), _denormals_flushed():
         torch.manual_seed(config.seed)
-        step = 0
-        for epoch in range(1, config.epochs + 1):
+        if checkpoint is not None:
+            resume_(checkpoint, state, described)
+        while not _is_finished(state, config):
+            epoch = len(state.scores) + 1
+            batches.skip = state.step - (epoch - 1) * len(loader)
             model.train()
             for batch in loader:
                 if before_step is not None:
-                    before_step(step, n_steps, model)
-                lr = learning_rate(step, n_steps, config)
-                step += 1
-                for group in optimizer.param_groups:
+                    before_step(state.step, n_steps, model)
+                lr = learning_rate(state.step, n_steps, config)
+                state.step += 1
+                for group in state.optimizer.param_groups:
                     group["lr"] = lr
                 total = _total(model, teacher, batch, loss, config)
                 if not math.isfinite(value := total.item()):
-                    raise ConfigError(_diverged(f"The loss is {value}", step, n_steps, config))
-                optimizer.zero_grad()
-                total.backward()
-                if config.grad_clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-                optimizer.step()
+                    raise ConfigError(_diverged(f"The loss is {value}", state.step, n_steps, config))
+                _update_(state, total, config)
                 if on_step is not None:
-                    on_step(Step(step=step, n_steps=n_steps, epoch=epoch, loss=value, lr=lr))
+                    on_step(Step(step=state.step, n_steps=n_steps, epoch=epoch, loss=value, lr=lr))
+                if checkpoint is not None and every is not None and state.step % every == 0:
+                    write(checkpoint, state, described)
             model.eval()
             with torch.random.fork_rng():  # watching must not change what is watched
                 if on_epoch is not None:
                     on_epoch(epoch, model)
-                scores.append(None if score is None else checked_score(score, model.eval(), epoch))
-            if best_epoch(scores) == epoch:
-                best = copied(model)
-            stopped_early = config.patience is not None and has_stalled(scores, config.patience)
-            if stopped_early:
-                break
-    if best is not None:
-        copy_into_(model, best)
+                state.scores.append(None if score is None else checked_score(score, model.eval(), epoch))
+            if best_epoch(state.scores) == epoch:
+                state.best = copied(model)
+            state.order_state = order.get_state()
+            if checkpoint is not None:
+                write(checkpoint, state, described)
+    if state.best is not None:
+        copy_into_(model, state.best)
     if config.channels_last:
         to_layout_(model, torch.contiguous_format)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise ConfigError(_diverged("A weight is NaN or infinite", step, n_steps, config))
-    return Recovery(model=model.eval(), scores=tuple(scores), best=best_epoch(scores), stopped_early=stopped_early)
+        raise ConfigError(_diverged("A weight is NaN or infinite", state.step, n_steps, config))
+    return Recovery(
+        model=model.eval(),
+        scores=tuple(state.scores),
+        best=best_epoch(state.scores),
+        stopped_early=_has_stalled(state, config),
+    )
+
+
+def _is_finished(state: State, config: FineTuneConfig) -> bool:
+    return len(state.scores) == config.epochs or _has_stalled(state, config)
+
+
+def _has_stalled(state: State, config: FineTuneConfig) -> bool:
+    return config.patience is not None and has_stalled(state.scores, config.patience)
+
+
+def _update_(state: State, total: Tensor, config: FineTuneConfig) -> None:
+    state.optimizer.zero_grad()
+    total.backward()
+    if config.grad_clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    state.optimizer.step()
 
 
 def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
