@@ -78,8 +78,8 @@ def run(config: FineTuneConfig, model: nn.Module | None = None, **more: Any) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"distill_weight": 0.5, "grad_clip": 0.1}, {"patience": 1, "lr": 1.0}],
-    ids=["plain", "distilled", "stopped"],
+    [{}, {"distill_weight": 0.5, "grad_clip": 0.1, "ema": 0.8}, {"patience": 1, "lr": 1.0}],
+    ids=["plain", "distilled-average", "stopped"],
 )
 def test_what_was_killed_ends_as_what_was_left_alone(tmp_path_factory: Any, change: dict[str, Any]) -> None:
     config = replace(PLAIN, epochs=EPOCHS, **change)
@@ -134,7 +134,7 @@ def test_what_prunes_on_the_way_goes_on_too(tmp_path: Path, schedule: str, impor
     how: dict[str, Any] = {"granularity": "element", "importance": importance}
     if importance == "channels":
         how = {"granularity": "channel", "importance": "l2", "scope": "layer"}
-    recipe = FineTuneConfig(epochs=3, lr=0.02, batch_size=32)
+    recipe = FineTuneConfig(epochs=3, lr=0.02, batch_size=32, ema=0.9)
     whole = prune_gradually(task, 0.8, schedule=schedule, fine_tuning=recipe, **how)
     on_step = killed_at({2, 9, 12})
     found = until_done(

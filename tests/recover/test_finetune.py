@@ -114,6 +114,7 @@ def test_the_seed_alone_decides_and_global_randomness_is_left_alone() -> None:
         {"batch_size": 6},
         {"seed": 1},
         {"grad_clip": 0.01},
+        {"ema": 0.5},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -243,6 +244,8 @@ def test_nothing_to_train_is_refused() -> None:
         {"weight_decay": -1.0},
         {"batch_size": 0},
         {"grad_clip": 0.0},
+        {"ema": 1.0},
+        {"patience": 0},
         {"distill_weight": 1.5},
         {"temperature": 0.0},
     ],

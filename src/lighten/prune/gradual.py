@@ -152,10 +152,10 @@ def _rise(n_prunings: int, prune_to: Callable[[int, nn.Module], CapturedModule])
     def due(done: int, n_steps: int) -> int:
         return min(n_prunings, 1 + int(n_prunings * done / (RISE * n_steps)))
 
-    def before_step(done: int, n_steps: int, trained: nn.Module) -> None:
+    def before_step(done: int, n_steps: int, trained: nn.Module) -> bool:
         # By the number of steps alone, so that a training that goes on from a checkpoint prunes when it would have.
         if done == 0 or due(done, n_steps) == due(done - 1, n_steps):
-            return
+            return False
         assert isinstance(trained, CapturedModule)
         trained.eval()
         pruned = prune_to(due(done, n_steps), trained)
@@ -164,6 +164,7 @@ def _rise(n_prunings: int, prune_to: Callable[[int, nn.Module], CapturedModule])
             for ours, theirs in zip(trained.parameters(), pruned.parameters(), strict=True):
                 ours.copy_(theirs)
         mask_weights(trained, masks(pruned)).plan = pruned.plan
+        return True
 
     return before_step
 

@@ -1,8 +1,8 @@
 """Checkpoints of a training: what is killed and started again ends with the same bits as what was left alone.
 
-One safetensors file holds the tensors (weights, buffers, masks, the optimizer's, those of the best epoch, the states of
-the random generators) and, in its header, JSON with the rest. It is written beside its place and renamed, so whenever
-the process dies there is a whole checkpoint, the last one or the one before.
+One safetensors file holds the tensors (weights, buffers, masks, the optimizer's, the average's, those of the best
+epoch, the states of the random generators) and, in its header, JSON with the rest. It is written beside its place and
+renamed, so whenever the process dies there is a whole checkpoint, the last one or the one before.
 """
 
 import hashlib
@@ -50,11 +50,14 @@ def write(path: Path, state: State, described: dict[str, Any]) -> None:
     tensors |= {f"model/{name}": tensor for name, tensor in _tensors(state.model).items()}
     tensors |= {f"mask/{name}": mask for name, mask in masks(state.model).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
+    if state.average is not None:
+        tensors |= {f"ema/{name}": tensor for name, tensor in state.average.tensors.items()}
     header = {
         "version": FORMAT_VERSION,
         "training": described,
         "step": state.step,
         "scores": state.scores,
+        "ema_updates": None if state.average is None else state.average.n_updates,
         "optimizer": _packed(state.optimizer.state_dict(), tensors),
         "plan": state.model.plan.to_dict() if isinstance(state.model, CapturedModule) else None,
     }
@@ -94,6 +97,8 @@ def resume_(path: Path, state: State, described: dict[str, Any]) -> None:
     if isinstance(state.model, CapturedModule):
         state.model.plan = Plan.from_dict(header["plan"])
     state.optimizer.load_state_dict(_laid_out(_unpacked(header["optimizer"], tensors), state.optimizer))
+    if state.average is not None:
+        state.average.tensors, state.average.n_updates = _under("ema/", tensors), header["ema_updates"]
     state.best = _under("best/", tensors) or None
     state.step, state.scores = header["step"], header["scores"]
     state.order_state = tensors["random/order"]

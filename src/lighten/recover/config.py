@@ -16,6 +16,7 @@ class FineTuneConfig:
     bfloat16: matrix products in bfloat16 (torch's autocast), weights and their updates in float32. It halves the time
     of a step where the device computes in bfloat16, see `bfloat16_pays`, and multiplies it elsewhere. channels_last:
     train convolutions in that memory layout, see `takes_channels_last`; the result is in the usual one.
+    ema: decay of the average of the weights that is scored and returned in their place, for example 0.99; None = off.
     patience: epochs without a better score after which training ends, None = it never ends early.
     """
 
@@ -31,6 +32,7 @@ class FineTuneConfig:
     temperature: float = 4.0
     bfloat16: bool = False
     channels_last: bool = False
+    ema: float | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +45,7 @@ class FineTuneConfig:
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "grad_clip": (self.grad_clip is None or self.grad_clip > 0, "above 0, or None for no limit"),
             "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1], for example 0.5"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), for example 0.99, or None"),
             "patience": (self.patience is None or self.patience >= 1, "1 or more, or None for all epochs"),
             "temperature": (0 < self.temperature < math.inf, "above 0, for example 4"),
         }

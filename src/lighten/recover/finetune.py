@@ -18,6 +18,7 @@ from lighten.recover.config import FineTuneConfig as FineTuneConfig
 from lighten.recover.data import Loss, build_loader
 from lighten.recover.distill import distillation_loss
 from lighten.recover.early_stop import Score, best_epoch, checked_score, has_stalled
+from lighten.recover.ema import Average, averaged_
 from lighten.recover.optimizer import build_optimizer, learning_rate
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import computed, to_layout_
@@ -39,7 +40,7 @@ class Step:
 
 
 OnStep = Callable[[Step], None]
-BeforeStep = Callable[[int, int, nn.Module], None]
+BeforeStep = Callable[[int, int, nn.Module], bool | None]
 OnEpoch = Callable[[int, nn.Module], None]
 
 
@@ -91,7 +92,8 @@ def recover(
     training goes on from it, and ends as it would have without the break; callbacks are told of what is trained now.
     What samples draw from other generators than torch's global one is not part of it.
     before_step: called with the number of finished steps, of all steps, and the module that is trained, which it may
-    change in place. on_epoch: called with the number of finished epochs and the model in eval mode.
+    change in place; True = it did, and the average of the weights begins anew. on_epoch: called with the number of
+    finished epochs and the model in eval mode, with its averaged weights where ema is set.
 
     Raises:
         ConfigError: the loss, a score or the weights became NaN, or infinite, nothing can be trained, teacher and
@@ -112,7 +114,13 @@ def recover(
         for module in (model, teacher):
             if module is not None:
                 to_layout_(module, torch.channels_last)
-    state = State(model=model, optimizer=build_optimizer(model, config), order=order, order_state=order.get_state())
+    state = State(
+        model=model,
+        optimizer=build_optimizer(model, config),
+        order=order,
+        order_state=order.get_state(),
+        average=None if config.ema is None else Average(config.ema, copied(model)),
+    )
     described = describe(state, config, len(train))  # type: ignore[arg-type]
     with torch.random.fork_rng(), _denormals_flushed():
         torch.manual_seed(config.seed)
@@ -123,8 +131,9 @@ def recover(
             batches.skip = state.step - (epoch - 1) * len(loader)
             model.train()
             for batch in loader:
-                if before_step is not None:
-                    before_step(state.step, n_steps, model)
+                changed = before_step is not None and before_step(state.step, n_steps, model)
+                if changed and state.average is not None:
+                    state.average.restart_(model)
                 lr = learning_rate(state.step, n_steps, config)
                 state.step += 1
                 for group in state.optimizer.param_groups:
@@ -138,17 +147,20 @@ def recover(
                 if checkpoint is not None and every is not None and state.step % every == 0:
                     write(checkpoint, state, described)
             model.eval()
-            with torch.random.fork_rng():  # watching must not change what is watched
+            # Watching must not change what is watched.
+            with torch.random.fork_rng(), averaged_(model, state.average):
                 if on_epoch is not None:
                     on_epoch(epoch, model)
                 state.scores.append(None if score is None else checked_score(score, model.eval(), epoch))
-            if best_epoch(state.scores) == epoch:
-                state.best = copied(model)
+                if best_epoch(state.scores) == epoch:
+                    state.best = copied(model)
             state.order_state = order.get_state()
             if checkpoint is not None:
                 write(checkpoint, state, described)
     if state.best is not None:
         copy_into_(model, state.best)
+    elif state.average is not None:
+        copy_into_(model, state.average.tensors)
     if config.channels_last:
         to_layout_(model, torch.contiguous_format)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -175,6 +187,8 @@ def _update_(state: State, total: Tensor, config: FineTuneConfig) -> None:
     if config.grad_clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     state.optimizer.step()
+    if state.average is not None:
+        state.average.update_(state.model)
 
 
 def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
