@@ -78,8 +78,8 @@ def run(config: FineTuneConfig, model: nn.Module | None = None, **more: Any) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"distill_weight": 0.5, "grad_clip": 0.1, "ema": 0.8}, {"patience": 1, "lr": 1.0}],
-    ids=["plain", "distilled-average", "stopped"],
+    [{}, {"distill_weight": 0.5, "grad_clip": 0.1, "ema": 0.8}, {"patience": 1, "lr": 1.0}, {"optimizer": "adamw"}],
+    ids=["plain", "distilled-average", "stopped", "adamw"],
 )
 def test_what_was_killed_ends_as_what_was_left_alone(tmp_path_factory: Any, change: dict[str, Any]) -> None:
     config = replace(PLAIN, epochs=EPOCHS, **change)

@@ -2,14 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from lighten.errors import ConfigError
+
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneConfig:
-    """lr: the peak of the schedule. warmup: share of the steps that lead up to it. seed: of shuffling and dropout.
+    """optimizer: sgd, with Nesterov momentum, or adamw; FineTuneConfig.adamw() sets the rest to suit the latter.
 
+    lr: the peak of the schedule. warmup: share of the steps that lead up to it. seed: of shuffling and dropout.
+    momentum: of sgd, and the first beta of adamw.
     weight_decay: on matrices and filters only. grad_clip: largest norm of a step's gradient, None = any.
     distill_weight: share of the loss that is the distance to a teacher's logits, the rest is the task's own loss.
     temperature: softens both sides of that distance.
@@ -34,9 +39,11 @@ class FineTuneConfig:
     channels_last: bool = False
     ema: float | None = None
     patience: int | None = None
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         allowed = {
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             "epochs": (self.epochs >= 1, "1 or more"),
             "lr": (0 < self.lr < math.inf, "above 0, for example 0.05"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1), for example 0.1"),
@@ -52,3 +59,13 @@ class FineTuneConfig:
         for name, (fits, range_) in allowed.items():
             if not fits:
                 raise ConfigError(f"{name}={getattr(self, name)} cannot be used for fine-tuning. Choose it {range_}.")
+
+    @classmethod
+    def adamw(cls, **changes: Any) -> "FineTuneConfig":
+        """Settings that suit transformers, with these changes.
+
+        Their layers have gradients of very different sizes, which one rate of sgd does not serve. The decay is that of
+        Touvron et al., arXiv:2012.12877; the rate is lower than theirs, since what is recovered was trained before.
+        """
+        suited: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-4, "weight_decay": 0.05, "grad_clip": 1.0}
+        return cls(**suited | changes)

@@ -19,7 +19,7 @@ from lighten.recover.data import Loss, build_loader
 from lighten.recover.distill import distillation_loss
 from lighten.recover.early_stop import Score, best_epoch, checked_score, has_stalled
 from lighten.recover.ema import Average, averaged_
-from lighten.recover.optimizer import build_optimizer, learning_rate
+from lighten.recover.optimizer import MakeOptimizer, Schedule, build_optimizer, set_rates_
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import computed, to_layout_
 from lighten.recover.precision import takes_channels_last as takes_channels_last
@@ -72,6 +72,8 @@ def recover(
     config: FineTuneConfig,
     *,
     teacher: nn.Module | None = None,
+    optimizer: MakeOptimizer | None = None,
+    schedule: Schedule | None = None,
     score: Score | None = None,
     checkpoint: Path | None = None,
     every: int | None = None,
@@ -86,6 +88,8 @@ def recover(
     train: map-style, of (inputs, target). A last batch that is short is left out of its epoch.
     loss: (outputs, targets) -> scalar; None = train holds inputs alone, and distill_weight is 1.
     teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
+    optimizer: makes one of the parameters to train, instead of config's; its rates are the peaks of the schedule.
+    schedule: (steps done, all steps) -> factor of the peak rate, instead of the rise and the cosine.
     score: called after each epoch with the model in eval mode; the epoch with the highest is returned, see
     `selection_score`. None = the last epoch is.
     checkpoint: a file that is written after each epoch and after each `every` steps. Where it is there already,
@@ -116,11 +120,12 @@ def recover(
                 to_layout_(module, torch.channels_last)
     state = State(
         model=model,
-        optimizer=build_optimizer(model, config),
+        optimizer=build_optimizer(model, config, optimizer),
         order=order,
         order_state=order.get_state(),
         average=None if config.ema is None else Average(config.ema, copied(model)),
     )
+    peaks = [float(group["lr"]) for group in state.optimizer.param_groups]
     described = describe(state, config, len(train))  # type: ignore[arg-type]
     with torch.random.fork_rng(), _denormals_flushed():
         torch.manual_seed(config.seed)
@@ -134,10 +139,8 @@ def recover(
                 changed = before_step is not None and before_step(state.step, n_steps, model)
                 if changed and state.average is not None:
                     state.average.restart_(model)
-                lr = learning_rate(state.step, n_steps, config)
+                lr = set_rates_(state.optimizer, peaks, state.step, n_steps, config.warmup, schedule)
                 state.step += 1
-                for group in state.optimizer.param_groups:
-                    group["lr"] = lr
                 total = _total(model, teacher, batch, loss, config)
                 if not math.isfinite(value := total.item()):
                     raise ConfigError(_diverged(f"The loss is {value}", state.step, n_steps, config))
