@@ -187,9 +187,9 @@ def test_a_teacher_alone_can_teach() -> None:
 
 
 def test_a_teacher_and_its_weight_need_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"distill_weight=0.0 with a teacher"):
+    with pytest.raises(ConfigError, match=r"distill_weight=0.0 and feature_weight=0.0 with a teacher"):
         tune(teacher=seeded(1))
-    with pytest.raises(ConfigError, match=r"distill_weight=0.5 with no teacher"):
+    with pytest.raises(ConfigError, match=r"distill_weight=0.5 and feature_weight=0.0 with no teacher"):
         tune(replace(PLAIN, distill_weight=0.5))
 
 
@@ -245,6 +245,8 @@ def test_nothing_to_train_is_refused() -> None:
         {"grad_clip": 0.0},
         {"optimizer": "adam"},
         {"ema": 1.0},
+        {"features": ("first",)},
+        {"feature_weight": -1.0},
         {"patience": 0},
         {"distill_weight": 1.5},
         {"temperature": 0.0},

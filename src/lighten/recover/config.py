@@ -18,6 +18,8 @@ class FineTuneConfig:
     weight_decay: on matrices and filters only. grad_clip: largest norm of a step's gradient, None = any.
     distill_weight: share of the loss that is the distance to a teacher's logits, the rest is the task's own loss.
     temperature: softens both sides of that distance.
+    feature_weight: of the distance to what the teacher's layers make, added to the loss, for example 1; see
+    `similarity_loss`. features: the layers, by module path; () = the stages of the teacher, see `stages`.
     bfloat16: matrix products in bfloat16 (torch's autocast), weights and their updates in float32. It halves the time
     of a step where the device computes in bfloat16, see `bfloat16_pays`, and multiplies it elsewhere. channels_last:
     train convolutions in that memory layout, see `takes_channels_last`; the result is in the usual one.
@@ -40,6 +42,8 @@ class FineTuneConfig:
     ema: float | None = None
     patience: int | None = None
     optimizer: str = "sgd"
+    feature_weight: float = 0.0
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = {
@@ -54,6 +58,8 @@ class FineTuneConfig:
             "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1], for example 0.5"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1), for example 0.99, or None"),
             "patience": (self.patience is None or self.patience >= 1, "1 or more, or None for all epochs"),
+            "feature_weight": (0 <= self.feature_weight < math.inf, "0 or more, for example 1"),
+            "features": (not self.features or self.feature_weight > 0, "() where feature_weight is 0"),
             "temperature": (0 < self.temperature < math.inf, "above 0, for example 4"),
         }
         for name, (fits, range_) in allowed.items():

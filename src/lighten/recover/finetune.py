@@ -16,9 +16,10 @@ from lighten.errors import ConfigError
 from lighten.recover.checkpoint import describe, resume_, write
 from lighten.recover.config import FineTuneConfig as FineTuneConfig
 from lighten.recover.data import Loss, build_loader
-from lighten.recover.distill import distillation_loss
+from lighten.recover.distill import distillation_loss, feature_loss
 from lighten.recover.early_stop import Score, best_epoch, checked_score, has_stalled
 from lighten.recover.ema import Average, averaged_
+from lighten.recover.features import Observed, can_be_observed, stages
 from lighten.recover.optimizer import MakeOptimizer, Schedule, build_optimizer, set_rates_
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import computed, to_layout_
@@ -87,7 +88,7 @@ def recover(
 
     train: map-style, of (inputs, target). A last batch that is short is left out of its epoch.
     loss: (outputs, targets) -> scalar; None = train holds inputs alone, and distill_weight is 1.
-    teacher: gives logits [n, …, classes] like model's; needs distill_weight > 0.
+    teacher: gives logits [n, …, classes] like model's, for distill_weight, and has its layers, for feature_weight.
     optimizer: makes one of the parameters to train, instead of config's; its rates are the peaks of the schedule.
     schedule: (steps done, all steps) -> factor of the peak rate, instead of the rise and the cosine.
     score: called after each epoch with the model in eval mode; the epoch with the highest is returned, see
@@ -100,8 +101,8 @@ def recover(
     finished epochs and the model in eval mode, with its averaged weights where ema is set.
 
     Raises:
-        ConfigError: the loss, a score or the weights became NaN, or infinite, nothing can be trained, teacher and
-            distill_weight come one without the other, there is neither a loss nor a distill_weight of 1, patience
+        ConfigError: the loss, a score or the weights became NaN, or infinite, nothing can be trained, a teacher
+            and a weight for it come one without the other, there is neither a loss nor a distill_weight of 1, patience
             comes without a score or every without a checkpoint, or the checkpoint is of another training.
         TaskError: train is empty. ArtifactError: the checkpoint is damaged or cannot be written.
     """
@@ -118,6 +119,8 @@ def recover(
         for module in (model, teacher):
             if module is not None:
                 to_layout_(module, torch.channels_last)
+    layers = _compared_layers(model, teacher, config)
+    student, shown = Observed(model, layers), None if teacher is None else Observed(teacher, layers)
     state = State(
         model=model,
         optimizer=build_optimizer(model, config, optimizer),
@@ -141,7 +144,7 @@ def recover(
                     state.average.restart_(model)
                 lr = set_rates_(state.optimizer, peaks, state.step, n_steps, config.warmup, schedule)
                 state.step += 1
-                total = _total(model, teacher, batch, loss, config)
+                total = _total(student, shown, batch, loss, config)
                 if not math.isfinite(value := total.item()):
                     raise ConfigError(_diverged(f"The loss is {value}", state.step, n_steps, config))
                 _update_(state, total, config)
@@ -195,12 +198,12 @@ def _update_(state: State, total: Tensor, config: FineTuneConfig) -> None:
 
 
 def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
-    weight = config.distill_weight
-    if (teacher is not None) != (weight > 0):
+    weight, features = config.distill_weight, config.feature_weight
+    if (teacher is not None) != (weight > 0 or features > 0):
         given = "no teacher" if teacher is None else "a teacher"
         raise ConfigError(
-            f"distill_weight={weight} with {given}: distillation needs both. "
-            "Give teacher= and distill_weight in (0, 1], or neither."
+            f"distill_weight={weight} and feature_weight={features} with {given}: distillation needs both. "
+            "Give teacher= and distill_weight in (0, 1], or feature_weight above 0, or none of them."
         )
     if loss is None and weight < 1:
         raise ConfigError(
@@ -209,21 +212,39 @@ def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTun
         )
 
 
+def _compared_layers(model: nn.Module, teacher: nn.Module | None, config: FineTuneConfig) -> tuple[str, ...]:
+    if teacher is None or config.feature_weight == 0 or config.features:
+        return config.features
+    found = [name for name in stages(teacher) if can_be_observed(model, name) and can_be_observed(teacher, name)]
+    if not found:
+        raise ConfigError(
+            f"feature_weight={config.feature_weight}, but {type(teacher).__name__} has no parts that the trained model "
+            "has too. Name the layers to compare: features=(…)."
+        )
+    return tuple(found)
+
+
 def _total(
-    model: nn.Module, teacher: nn.Module | None, batch: Any, loss: Loss | None, config: FineTuneConfig
+    student: Observed, teacher: Observed | None, batch: Any, loss: Loss | None, config: FineTuneConfig
 ) -> Tensor:
-    """What a step makes smaller: loss and distance to the teacher, each with its weight."""
+    """What a step makes smaller: the loss and the distances to the teacher, each with its weight."""
     inputs, targets = (batch, None) if loss is None else batch
     args = as_args(inputs)
-    outputs = computed(model, args, config.bfloat16)
+    outputs, features = computed(student, args, config.bfloat16)
     own = None if loss is None else loss(outputs, targets)
     if teacher is None:
         assert own is not None
         return own
     with torch.no_grad():
-        wanted = computed(teacher, args, config.bfloat16)
-    distance = distillation_loss(outputs, wanted, config.temperature)
-    return distance if own is None else torch.lerp(own, distance, config.distill_weight)
+        wanted, wanted_features = computed(teacher, args, config.bfloat16)
+    total = own
+    if config.distill_weight > 0:
+        distance = distillation_loss(outputs, wanted, config.temperature)
+        total = distance if own is None else torch.lerp(own, distance, config.distill_weight)
+    assert total is not None
+    if features:
+        total = total + config.feature_weight * feature_loss(features, wanted_features)
+    return total
 
 
 def _diverged(what: str, step: int, n_steps: int, config: FineTuneConfig) -> str:
