@@ -33,7 +33,7 @@ def searched(
     made: list[str] = []
 
     def realized(
-        task: object, baseline: Scores, variant: Variant, config: object, folder: Path, tell: object
+        task: object, baseline: Scores, variant: Variant, config: object, folder: Path, tell: object, checkpoints: Path
     ) -> list[Candidate]:
         made.append(f"{variant.name}, {variant.epochs} epochs")
         drop, margin = drop_of(variant)

@@ -8,6 +8,7 @@ would have.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from lighten.task import Task
 FIRST_STEP = 3
 MOST_STEPS = 14
 LONGS = 3  # long trainings of a family
+WAIT_S = 0.5
 INTEGERS = "w8a8"
 
 
@@ -93,7 +95,10 @@ class Search:
             self._trial(Spec("integers", 0, 0), variant)
         bounds: dict[str, _Bound] = {}
         kinds = {choice.kind for choice in network.choices}
-        for family in ("channels", "zeros"):
+        families = ["channels", "zeros"]
+        if any(self.study.is_running(Spec("channels", step, short)) for step in range(MOST_STEPS + 1)):
+            families.reverse()  # another process began with these; it will find ours when it comes to them
+        for family in families:
             if family in kinds and (made := self._space(network, family)) is not None:
                 bounds[family] = self._bound(made, short, FIRST_STEP)
         if len(bounds) == 2 and (made := self._space(network, "both")) is not None:
@@ -170,7 +175,7 @@ class Search:
 
     def _trial(self, spec: Spec, variant: Variant) -> list[Candidate]:
         """What the trial made, now or before; nothing where no time is left, or there were trials enough."""
-        found = self.study.finished(spec, self.task.metric, self.baseline)
+        found = self._of_others(spec)
         if found is None:
             if self.stopped:
                 return []
@@ -189,10 +194,23 @@ class Search:
         self.candidates += found
         return found
 
+    def _of_others(self, spec: Spec) -> list[Candidate] | None:
+        """What the trial made before, or in another process, which is waited for; None where nobody is at it."""
+        while True:
+            busy = self.study.is_running(spec)  # asked first: it may finish in between
+            found = self.study.finished(spec, self.task.metric, self.baseline)
+            if found is not None or not busy or time.monotonic() > self.deadline:
+                return found
+            time.sleep(WAIT_S)
+
     def _run(self, spec: Spec, variant: Variant) -> list[Candidate]:
         with self.study.trial(spec) as trial:
             scratch = self.scratch / f"{spec.family}-{spec.step}-{spec.epochs}"
-            made = realize(self.task, self.baseline, variant, self.config, scratch, self.part(1.0))
+            checkpoints = self.study.checkpoints(spec)
+            made = realize(
+                self.task, self.baseline, variant, self.config, scratch, self.part(1.0), checkpoints=checkpoints
+            )
+            shutil.rmtree(checkpoints, ignore_errors=True)
             trial.finish(made, variant.predicted_ms or self.cost)
         found = self.study.finished(spec, self.task.metric, self.baseline)
         assert found is not None

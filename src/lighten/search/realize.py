@@ -114,14 +114,16 @@ def realize(
     config: SearchConfig,
     folder: Path,
     tell: Callable[[float, str], None],
+    checkpoints: Path | None = None,
 ) -> list[Candidate]:
     """variant's candidates, trained and lowered below folder, or with a note why not.
 
-    baseline: the original's scores on selection data. tell: share of the work, and a sentence.
+    baseline: the original's scores on selection data. tell: share of the work, and a sentence. checkpoints: a folder
+    that training writes to after each epoch, and goes on from.
     """
     tell(0.0, f"{variant.name}: training" if variant.epochs else variant.name)
     try:
-        model = recovered(task, variant, config, lambda share: tell(0.8 * share, ""))
+        model = recovered(task, variant, config, lambda share: tell(0.8 * share, ""), checkpoints)
     except LightenError as error:
         return [replace(trial, note=str(error)) for trial in variant.trials()]
     found: list[Candidate] = []
@@ -187,8 +189,14 @@ def _batch_size(n_train: int) -> int:
     return max(1, min(MAX_BATCH, n_train // MIN_STEPS_AN_EPOCH))
 
 
-def recovered(task: Task, variant: Variant, config: SearchConfig, tell: Callable[[float], None]) -> CapturedModule:
-    """The task's model pruned as variant says, and trained.
+def recovered(
+    task: Task,
+    variant: Variant,
+    config: SearchConfig,
+    tell: Callable[[float], None],
+    checkpoints: Path | None = None,
+) -> CapturedModule:
+    """The task's model pruned as variant says, and trained; checkpoints: as in realize.
 
     Raises:
         ConfigError: nothing could be pruned. CaptureError, TaskError: see lighten.prune.
@@ -203,6 +211,7 @@ def recovered(task: Task, variant: Variant, config: SearchConfig, tell: Callable
             variant.channels,
             None if variant.has_zeros else recipe,
             tell,
+            checkpoints=checkpoints,
             importance=config.importance,
             round_to=config.round_to,
             refit=True,
@@ -211,10 +220,11 @@ def recovered(task: Task, variant: Variant, config: SearchConfig, tell: Callable
         if all(layer.kept == layer.channels for layer in layers):
             raise ConfigError(f"{variant.name}: {len(model.plan.skipped)} layers cannot be pruned, so nothing goes.")
     if variant.has_zeros:
-        how = {"importance": config.importance, "schedule": SPARSITY_SCHEDULE}
+        how: dict[str, Any] = {"importance": config.importance, "schedule": SPARSITY_SCHEDULE}
         if recipe is None:
             how = {"importance": UNTRAINED_IMPORTANCE, "schedule": "one-shot"}
-        model = _pruned(task, model, variant.sparsity, variant.zeros, recipe, tell, granularity=BLOCK, **how)
+        how |= {"granularity": BLOCK, "checkpoints": checkpoints}
+        model = _pruned(task, model, variant.sparsity, variant.zeros, recipe, tell, **how)
     captured = capture(model, task.example_inputs)
     captured.plan = replace(captured.plan, seed=config.seed)
     return captured

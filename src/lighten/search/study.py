@@ -40,7 +40,8 @@ class Spec:
 
 
 class Study:
-    """The trials in folder. storage: of Optuna, None = a file there. about: what all processes must agree on.
+    """The trials in folder. storage: of Optuna, None = a file there. about: what all processes must agree on, None = whatever is
+    there.
 
     resume: go on with what is there; else it must be new, or it is replaced.
 
@@ -70,7 +71,9 @@ class Study:
         except Exception as error:  # each database has its own
             raise ArtifactError(f"Optuna cannot open the study at '{url}': {error}") from error
         known = self._study.user_attrs.get("about")
-        if known is None:
+        if about is None:
+            pass
+        elif known is None:
             self._study.set_user_attr("about", about)
         elif known != json.loads(json.dumps(about)):
             changed = sorted(
@@ -109,7 +112,8 @@ class Study:
         return [candidate for trial in done for candidate in stored(self._folder(trial), metric, baseline)]
 
     def is_running(self, spec: Spec) -> bool:
-        """Whether another process is at it."""
+        """Whether another process is at it, and lives."""
+        self._bury_the_dead()
         return any(trial.state == TrialState.RUNNING for trial in self._trials(spec))
 
     @contextlib.contextmanager
@@ -135,6 +139,12 @@ class Study:
             if lock is not None:
                 os.close(lock)
             shutil.rmtree(lock_folder, ignore_errors=True)
+
+    def checkpoints(self, spec: Spec) -> Path:
+        """Where the training of that trial may be gone on from, whichever process began it."""
+        folder = self.folder / "checkpoints" / f"{spec.family}-{spec.step}-{spec.epochs}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @property
     def n_finished(self) -> int:
@@ -178,5 +188,5 @@ def _must_be_ours(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"'{folder}' is not a folder. Choose another --work.")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if found and not found <= {DATABASE, f"{DATABASE}-journal", "trials", "running", "originals"}:
+    if found and not found <= {DATABASE, f"{DATABASE}-journal", "trials", "running", "checkpoints"}:
         raise ConfigError(f"'{folder}' holds other things ({', '.join(sorted(found)[:5])}). Choose another --work.")
