@@ -16,17 +16,16 @@ from lighten.errors import ConfigError
 from lighten.recover.checkpoint import describe, resume_, write
 from lighten.recover.config import FineTuneConfig as FineTuneConfig
 from lighten.recover.data import Loss, build_loader
-from lighten.recover.distill import distillation_loss, feature_loss
 from lighten.recover.early_stop import Score, best_epoch, checked_score, has_stalled
 from lighten.recover.ema import Average, averaged_
-from lighten.recover.features import Observed, can_be_observed, stages
+from lighten.recover.features import Observed
+from lighten.recover.objective import check_sources, compared_layers, total_loss
 from lighten.recover.optimizer import MakeOptimizer, Schedule, build_optimizer, set_rates_
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
-from lighten.recover.precision import computed, to_layout_
 from lighten.recover.precision import takes_channels_last as takes_channels_last
+from lighten.recover.precision import to_layout_
 from lighten.recover.state import State
 from lighten.recover.weights import copied, copy_into_
-from lighten.task import as_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def recover(
             comes without a score or every without a checkpoint, or the checkpoint is of another training.
         TaskError: train is empty. ArtifactError: the checkpoint is damaged or cannot be written.
     """
-    _check_sources(loss, teacher, config)
+    check_sources(loss, teacher, config)
     if score is None and config.patience is not None:
         raise ConfigError(f"patience={config.patience} without a score: give score=, or leave patience out.")
     if every is not None and (checkpoint is None or every < 1):
@@ -119,7 +118,7 @@ def recover(
         for module in (model, teacher):
             if module is not None:
                 to_layout_(module, torch.channels_last)
-    layers = _compared_layers(model, teacher, config)
+    layers = compared_layers(model, teacher, config)
     student, shown = Observed(model, layers), None if teacher is None else Observed(teacher, layers)
     state = State(
         model=model,
@@ -144,7 +143,7 @@ def recover(
                     state.average.restart_(model)
                 lr = set_rates_(state.optimizer, peaks, state.step, n_steps, config.warmup, schedule)
                 state.step += 1
-                total = _total(student, shown, batch, loss, config)
+                total = total_loss(student, shown, batch, loss, config)
                 if not math.isfinite(value := total.item()):
                     raise ConfigError(_diverged(f"The loss is {value}", state.step, n_steps, config))
                 _update_(state, total, config)
@@ -195,56 +194,6 @@ def _update_(state: State, total: Tensor, config: FineTuneConfig) -> None:
     state.optimizer.step()
     if state.average is not None:
         state.average.update_(state.model)
-
-
-def _check_sources(loss: Loss | None, teacher: nn.Module | None, config: FineTuneConfig) -> None:
-    weight, features = config.distill_weight, config.feature_weight
-    if (teacher is not None) != (weight > 0 or features > 0):
-        given = "no teacher" if teacher is None else "a teacher"
-        raise ConfigError(
-            f"distill_weight={weight} and feature_weight={features} with {given}: distillation needs both. "
-            "Give teacher= and distill_weight in (0, 1], or feature_weight above 0, or none of them."
-        )
-    if loss is None and weight < 1:
-        raise ConfigError(
-            f"loss=None with distill_weight={weight}: without a loss the teacher is all there is to learn from. "
-            "Give a loss and samples with targets, or a teacher and distill_weight=1."
-        )
-
-
-def _compared_layers(model: nn.Module, teacher: nn.Module | None, config: FineTuneConfig) -> tuple[str, ...]:
-    if teacher is None or config.feature_weight == 0 or config.features:
-        return config.features
-    found = [name for name in stages(teacher) if can_be_observed(model, name) and can_be_observed(teacher, name)]
-    if not found:
-        raise ConfigError(
-            f"feature_weight={config.feature_weight}, but {type(teacher).__name__} has no parts that the trained model "
-            "has too. Name the layers to compare: features=(…)."
-        )
-    return tuple(found)
-
-
-def _total(
-    student: Observed, teacher: Observed | None, batch: Any, loss: Loss | None, config: FineTuneConfig
-) -> Tensor:
-    """What a step makes smaller: the loss and the distances to the teacher, each with its weight."""
-    inputs, targets = (batch, None) if loss is None else batch
-    args = as_args(inputs)
-    outputs, features = computed(student, args, config.bfloat16)
-    own = None if loss is None else loss(outputs, targets)
-    if teacher is None:
-        assert own is not None
-        return own
-    with torch.no_grad():
-        wanted, wanted_features = computed(teacher, args, config.bfloat16)
-    total = own
-    if config.distill_weight > 0:
-        distance = distillation_loss(outputs, wanted, config.temperature)
-        total = distance if own is None else torch.lerp(own, distance, config.distill_weight)
-    assert total is not None
-    if features:
-        total = total + config.feature_weight * feature_loss(features, wanted_features)
-    return total
 
 
 def _diverged(what: str, step: int, n_steps: int, config: FineTuneConfig) -> str:
