@@ -40,8 +40,9 @@ class Spec:
 
 
 class Study:
-    """The trials in folder. storage: of Optuna, None = a file there. about: what all processes must agree on, None = whatever is
-    there.
+    """The trials in folder. storage: of Optuna, None = a file there.
+
+    about: what all processes must agree on, None = whatever is there.
 
     resume: go on with what is there; else it must be new, or it is replaced.
 
