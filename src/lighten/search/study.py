@@ -40,18 +40,17 @@ class Spec:
 
 
 class Study:
-    """The trials in folder. storage: of Optuna, None = a file there.
+    """The trials in folder.
 
-    about: what all processes must agree on, None = whatever is there.
-
-    resume: go on with what is there; else it must be new, or it is replaced.
+    storage: of Optuna, None = a file there. about: what all processes must agree on, None = whatever is there. resume:
+    go on with what is there; else the folder must be new, or is replaced.
 
     Raises:
         ConfigError: there is another search in the folder, or none to resume. ArtifactError: it cannot be read.
     """
 
     def __init__(
-        self, folder: Path, about: dict[str, Any], *, storage: str | None = None, resume: bool = False
+        self, folder: Path, about: dict[str, Any] | None, *, storage: str | None = None, resume: bool = False
     ) -> None:
         self.folder = folder
         url = storage or f"sqlite:///{folder / DATABASE}"
