@@ -1,5 +1,7 @@
 """Which trials there are, on families whose outcome is known; nothing is built."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +26,25 @@ from lighten.task import evaluate
 from tests.tiny import tiny_task
 
 Drop = Callable[[Variant], tuple[float, float]]
+Tell = Callable[[float, str], None]
 
 
 def searched(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drop_of: Drop, config: SearchConfig, *, resume: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    drop_of: Drop,
+    config: SearchConfig,
+    *,
+    resume: bool = False,
+    deadline: float = math.inf,
 ) -> tuple[Search, list[str]]:
     """A search in which each variant has the drop that drop_of says, with its margin, and what was realized."""
     made: list[str] = []
 
     def realized(
-        task: object, baseline: Scores, variant: Variant, config: object, folder: Path, tell: object, checkpoints: Path
+        task: object, baseline: Scores, variant: Variant, config: object, folder: Path, tell: Tell, checkpoints: Path
     ) -> list[Candidate]:
+        tell(0.5, variant.name)
         made.append(f"{variant.name}, {variant.epochs} epochs")
         drop, margin = drop_of(variant)
         assert baseline.values is not None
@@ -61,6 +71,7 @@ def searched(
         whole={"onnxruntime": 1000.0, "native": 1100.0},
         scratch=tmp_path / ("again" if resume else "first"),
         tell=seen.append,
+        deadline=deadline,
     )
     if config.is_listed:
         search.listed()
@@ -171,3 +182,24 @@ def test_something_has_to_be_tried() -> None:
         SearchConfig(ratios=(), sparsities=())
     with pytest.raises(ConfigError, match="must begin with 0"):
         SearchConfig(zero_shares=(0.5,))
+
+
+def test_when_the_time_is_up_no_trial_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    search, made = searched(
+        monkeypatch, tmp_path, lambda v: sure(0.0), SearchConfig(time_limit_s=5), deadline=time.monotonic() - 1
+    )
+    assert made == []
+    assert search.candidates == []
+    assert search.stopped == "stopped after 5 s"
+
+
+def test_the_trial_of_another_process_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first trial is another's; it finishes while this search waits."""
+    waits: list[float] = []
+    config = SearchConfig(ratios=(0.25, 0.5), schemes=(None,))
+    monkeypatch.setattr(adapt.time, "sleep", waits.append)
+    busy = [True, True, False]
+    monkeypatch.setattr(Study, "is_running", lambda self, spec: busy.pop(0) if busy else False)
+    _, made = searched(monkeypatch, tmp_path, lambda v: sure(0.0), config)
+    assert waits == [adapt.WAIT_S] * 2
+    assert len(made) == 2

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import lighten
-from lighten.errors import ArtifactError, CaptureError, TaskError
+from lighten.errors import ArtifactError, CaptureError, ConfigError, TaskError
 from lighten.metric import Metric
 from lighten.plan import Plan
 from lighten.search.config import SearchConfig
@@ -179,3 +179,45 @@ def test_small_sets_get_more_epochs() -> None:
     assert epochs_and_batch(3, SearchConfig())[1] == 1
     assert epochs_and_batch(649, SearchConfig(epochs=1))[0] == 1
     assert default_epochs(tiny_task(train=None, loss=None), SearchConfig()) == 0
+
+
+def test_another_point_of_the_front_is_picked_without_a_search(result: Result, tmp_path: Path) -> None:
+    work = result.path.with_name("tiny.search")
+    other = next(c for c in result.data["candidates"] if not c["chosen"])
+    how = {"max_drop": 0.05, "minimize": "size", "threads": 1, "config": SMALL, "work_dir": work}
+    picked = lighten.compress(tiny_task(), out_dir=tmp_path / "out", pick=other["name"], **how)
+    assert [c["name"] for c in picked.data["candidates"] if c["chosen"]] == [other["name"]]
+    assert picked.data["compressed"]["size_bytes"] == other["size_bytes"]
+    with pytest.raises(ConfigError, match="no candidate 'nonsense'"):
+        lighten.compress(tiny_task(), out_dir=tmp_path / "out2", pick="nonsense", **how)
+
+
+def test_a_plan_is_done_again_exactly(result: Result, tmp_path: Path) -> None:
+    again = lighten.compress(
+        tiny_task(), max_drop=0.05, minimize="size", out_dir=tmp_path / "out", threads=1, plan=result.plan
+    )
+    assert again.data["compressed"]["metric"] == result.data["compressed"]["metric"]
+    assert again.data["compressed"]["n_params"] == result.data["compressed"]["n_params"]
+    assert not (tmp_path / "out.search").exists()
+    with pytest.raises(ConfigError, match="without pick and resume"):
+        lighten.compress(tiny_task(), max_drop=0.05, out_dir=tmp_path / "b", plan=result.plan, resume=True)
+
+
+def test_a_time_limit_gives_the_best_so_far(tmp_path: Path) -> None:
+    result = lighten.compress(
+        tiny_task(), max_drop=0.05, out_dir=tmp_path / "out", threads=1, config=SearchConfig(time_limit_s=1e-3)
+    )
+    assert not result.accepted
+    assert "The search was stopped after 0.001 s" in result.verdict
+    assert result.data["trials"] == 0
+    assert (result.path / "artifact" / "lighten.json").is_file()
+
+
+def test_limits_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    result = lighten.compress(
+        tiny_task(), max_drop=0.05, max_size_bytes=10, max_latency_ms=1e-6, out_dir=tmp_path / "out", threads=1,
+        config=SearchConfig(ratios=(0.5,), schemes=(None,)),
+    )  # fmt: skip
+    assert not result.accepted
+    assert "none meets max_latency_ms=1e-06: the fastest takes" in result.verdict
+    assert "max_size_bytes=10: the smallest has" in result.verdict

@@ -185,7 +185,7 @@ class Search:
             try:
                 found = self._run(spec, variant)
             except OutOfTime:
-                self.stopped = f"stopped after {self.config.time_limit_s:g} s"
+                self.stopped = self.out_of_time
                 return []
             except KeyboardInterrupt:
                 self.stopped = "stopped by hand"
@@ -216,16 +216,32 @@ class Search:
         assert found is not None
         return found
 
+    @property
+    def out_of_time(self) -> str:
+        """What is said of a search that its time limit ended."""
+        return f"stopped after {self.config.time_limit_s:g} s"
+
     def part(self, of_a_trial: float) -> Callable[[float, str], None]:
         """What tells progress within a trial, and stops it when the time is up."""
+
+        so_far = self._so_far()
 
         def tell(share: float, doing: str) -> None:
             if time.monotonic() > self.deadline:
                 raise OutOfTime
             total = max(self.config.max_trials if not self.config.is_listed else 0, self._done + 1)
-            self.tell(Progress(self._done + of_a_trial * share, total, doing))
+            self.tell(Progress(self._done + of_a_trial * share, total, f"{doing}{so_far}" if doing else ""))
 
         return tell
+
+    def _so_far(self) -> str:
+        """The best of the finished trials, by what is known before candidates are timed side by side."""
+        good = [c for c in self.candidates if self._is_within(c)]
+        if not good:
+            return ""
+        best = min(good, key=lambda c: (c.macs, c.size_bytes))
+        assert best.drop is not None
+        return f"; within the budget so far: {best.name}, drop {best.drop.value:.4f}"
 
     def _is_within(self, candidate: Candidate) -> bool:
         if candidate.drop is None:

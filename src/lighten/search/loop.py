@@ -16,7 +16,7 @@ from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.folder import write_folder
 from lighten.runtime.measure import measure_latency, ratio_interval
-from lighten.search.adapt import OnProgress, Progress, Search
+from lighten.search.adapt import OnProgress, OutOfTime, Progress, Search
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
 from lighten.search.config import SearchConfig
@@ -174,6 +174,8 @@ class _Run:
                 search.adaptive(look_at(self.task, self.config, search.part(0.0), self._kinds()))
         except KeyboardInterrupt:
             search.stopped = "stopped by hand"
+        except OutOfTime:
+            search.stopped = search.out_of_time
         return search.candidates, search.stopped
 
     def kept(self, study: Study) -> list[Candidate]:
