@@ -182,7 +182,7 @@ def test_a_checkpoint_is_tensors_and_json(tmp_path: Path) -> None:
         header = json.loads(file.metadata()["lighten_training"])
         names = set(file.keys())
     assert (header["step"], header["training"]["lr"]) == (8, 0.1)
-    assert {"model/first.weight", "best/first.weight", "random/torch", "random/order"} <= names
+    assert {"model/first.weight", "best/first.weight", "random/torch/0", "random/order"} <= names
     assert sum(name.startswith("optimizer/") for name in names) == 6  # a momentum for each parameter
 
 

@@ -24,6 +24,7 @@ from lighten.graph.capture import CapturedModule
 from lighten.plan import Plan
 from lighten.prune.masks import MaskedModule, is_mask, mask_weights, masks
 from lighten.recover.config import FineTuneConfig
+from lighten.recover.parallel import gathered, place, wait_for_all
 from lighten.recover.state import State
 from lighten.recover.weights import copy_into_, named_tensors
 
@@ -35,18 +36,23 @@ def describe(state: State, config: FineTuneConfig, n_samples: int) -> dict[str, 
     """What a training has to have in common with the one that it goes on with, as plain data."""
     tensors = {name: [str(t.dtype), list(t.shape)] for name, t in _tensors(state.model).items()}
     digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
-    settings = asdict(config) | {"optimizer class": type(state.optimizer).__name__, "training samples": n_samples}
+    settings = asdict(config) | {
+        "optimizer class": type(state.optimizer).__name__,
+        "training samples": n_samples,
+        "processes": place()[1],
+    }
     described: dict[str, Any] = json.loads(json.dumps(settings | {"parameter names and shapes": digest}))
     return described
 
 
 def write(path: Path, state: State, described: dict[str, Any]) -> None:
-    """Store state at path, in place of an earlier checkpoint.
+    """Store state at path, in place of an earlier checkpoint; of several processes all call, and the first writes.
 
     Raises:
         ArtifactError: the file cannot be written. ConfigError: the optimizer keeps what is no plain data.
     """
-    tensors = {"random/order": state.order_state, "random/torch": torch.get_rng_state()}
+    tensors = {"random/order": state.order_state}
+    tensors |= {f"random/torch/{rank}": drawn for rank, drawn in enumerate(gathered(torch.get_rng_state()))}
     tensors |= {f"model/{name}": tensor for name, tensor in _tensors(state.model).items()}
     tensors |= {f"mask/{name}": mask for name, mask in masks(state.model).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
@@ -61,6 +67,12 @@ def write(path: Path, state: State, described: dict[str, Any]) -> None:
         "optimizer": _packed(state.optimizer.state_dict(), tensors),
         "plan": state.model.plan.to_dict() if isinstance(state.model, CapturedModule) else None,
     }
+    if place()[0] == 0:
+        _write_whole(path, tensors, header)
+    wait_for_all()
+
+
+def _write_whole(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     # safetensors stores no memory twice, and only what lies in one piece.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = safetensors.torch.save(whole, metadata={KEY: json.dumps(header)})
@@ -103,7 +115,7 @@ def resume_(path: Path, state: State, described: dict[str, Any]) -> None:
     state.step, state.scores = header["step"], header["scores"]
     state.order_state = tensors["random/order"]
     state.order.set_state(state.order_state)
-    torch.set_rng_state(tensors["random/torch"])
+    torch.set_rng_state(tensors[f"random/torch/{place()[0]}"])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

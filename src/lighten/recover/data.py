@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from lighten.errors import TaskError
 from lighten.recover.config import FineTuneConfig
+from lighten.recover.parallel import check_shares, place
 from lighten.task import Task
 
 Loss = Callable[[Any, Any], Tensor]
@@ -29,6 +30,7 @@ class Batches(Sampler[list[int]]):
     """The indices of n samples in batches, in a new order each epoch.
 
     A last batch that is short is left out: a few samples would give batch norm statistics that are mostly noise.
+    Of several processes each takes its share of every batch; all draw the same order.
     skip: so many batches of the next epoch are left out, without a look at their samples.
     """
 
@@ -41,18 +43,20 @@ class Batches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
-        return islice(iter(self.batches), skip, None)
+        rank, size = place()
+        return (batch[rank::size] for batch in islice(iter(self.batches), skip, None))
 
 
 def build_loader(train: Dataset[Any], config: FineTuneConfig) -> tuple[DataLoader[Any], Batches, torch.Generator]:
     """Batches of train in an order that the seed decides, what cuts them, and what draws their order.
 
     Raises:
-        TaskError: train is empty.
+        TaskError: train is empty. ConfigError: several processes cannot share batches of that size.
     """
     n = len(train)  # type: ignore[arg-type]
     if n == 0:
         raise TaskError("The training set is empty: there is nothing to fine-tune on. Give at least one sample.")
+    check_shares(n, config.batch_size)
     order = torch.Generator().manual_seed(config.seed)
     batches = Batches(n, config.batch_size, order)
     return DataLoader(train, batch_sampler=batches, generator=order), batches, order

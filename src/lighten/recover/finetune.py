@@ -21,6 +21,7 @@ from lighten.recover.ema import Average, averaged_
 from lighten.recover.features import Observed
 from lighten.recover.objective import check_sources, compared_layers, total_loss
 from lighten.recover.optimizer import MakeOptimizer, Schedule, build_optimizer, set_rates_
+from lighten.recover.parallel import agree_, agreed, averaging, place
 from lighten.recover.precision import bfloat16_pays as bfloat16_pays
 from lighten.recover.precision import takes_channels_last as takes_channels_last
 from lighten.recover.precision import to_layout_
@@ -119,7 +120,7 @@ def recover(
             if module is not None:
                 to_layout_(module, torch.channels_last)
     layers = compared_layers(model, teacher, config)
-    student, shown = Observed(model, layers), None if teacher is None else Observed(teacher, layers)
+    student, shown = averaging(Observed(model, layers)), None if teacher is None else Observed(teacher, layers)
     state = State(
         model=model,
         optimizer=build_optimizer(model, config, optimizer),
@@ -130,7 +131,7 @@ def recover(
     peaks = [float(group["lr"]) for group in state.optimizer.param_groups]
     described = describe(state, config, len(train))  # type: ignore[arg-type]
     with torch.random.fork_rng(), _denormals_flushed():
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + place()[0])  # processes drop out and augment each for itself
         if checkpoint is not None:
             resume_(checkpoint, state, described)
         while not _is_finished(state, config):
@@ -139,8 +140,10 @@ def recover(
             model.train()
             for batch in loader:
                 changed = before_step is not None and before_step(state.step, n_steps, model)
-                if changed and state.average is not None:
-                    state.average.restart_(model)
+                if changed:
+                    agree_(model)
+                    if state.average is not None:
+                        state.average.restart_(model)
                 lr = set_rates_(state.optimizer, peaks, state.step, n_steps, config.warmup, schedule)
                 state.step += 1
                 total = total_loss(student, shown, batch, loss, config)
@@ -154,9 +157,10 @@ def recover(
             model.eval()
             # Watching must not change what is watched.
             with torch.random.fork_rng(), averaged_(model, state.average):
+                agree_(model)
                 if on_epoch is not None:
                     on_epoch(epoch, model)
-                state.scores.append(None if score is None else checked_score(score, model.eval(), epoch))
+                state.scores.append(agreed(None if score is None else checked_score(score, model.eval(), epoch)))
                 if best_epoch(state.scores) == epoch:
                     state.best = copied(model)
             state.order_state = order.get_state()
@@ -166,6 +170,7 @@ def recover(
         copy_into_(model, state.best)
     elif state.average is not None:
         copy_into_(model, state.average.tensors)
+    agree_(model)
     if config.channels_last:
         to_layout_(model, torch.contiguous_format)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):

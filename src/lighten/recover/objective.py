@@ -9,7 +9,7 @@ from lighten.errors import ConfigError
 from lighten.recover.config import FineTuneConfig
 from lighten.recover.data import Loss
 from lighten.recover.distill import distillation_loss, feature_loss
-from lighten.recover.features import Observed, can_be_observed, stages
+from lighten.recover.features import can_be_observed, stages
 from lighten.recover.precision import computed
 from lighten.task import as_args
 
@@ -53,9 +53,12 @@ def compared_layers(model: nn.Module, teacher: nn.Module | None, config: FineTun
 
 
 def total_loss(
-    student: Observed, teacher: Observed | None, batch: Any, loss: Loss | None, config: FineTuneConfig
+    student: nn.Module, teacher: nn.Module | None, batch: Any, loss: Loss | None, config: FineTuneConfig
 ) -> Tensor:
-    """What a step makes smaller: the loss and the distances to the teacher, each with its weight."""
+    """What a step makes smaller: the loss and the distances to the teacher, each with its weight.
+
+    student, teacher: called with the inputs of batch they return outputs and features, as `Observed` does.
+    """
     inputs, targets = (batch, None) if loss is None else batch
     args = as_args(inputs)
     outputs, features = computed(student, args, config.bfloat16)
