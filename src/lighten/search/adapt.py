@@ -114,7 +114,7 @@ class Search:
         points: dict[int, Allocation] = {}
         while (step := next_step(outcomes, start, least)) is not None:
             try:
-                points[step] = made.point(self.cost * 2 ** (-step / 2))
+                points[step] = self._point(made, step)
             except ConfigError:
                 outcomes[step] = False
                 continue
@@ -133,7 +133,10 @@ class Search:
             for _ in range(LONGS):
                 if step < 1 or step not in bound.reachable or bound.cost_of(step) >= best:
                     break
-                point = bound.space.point(self.cost * 2 ** (-step / 2))
+                try:
+                    point = self._point(bound.space, step)
+                except ConfigError:
+                    break
                 if not any(point.picked):
                     break
                 spec = Spec(bound.space.family, step, epochs)
@@ -147,6 +150,11 @@ class Search:
                     break
                 way = 1 if good else -1
                 step += way
+
+    def _point(self, made: Space, step: int) -> Allocation:
+        """The family's point for a step, the one of before where the search goes on: tables may be timed anew."""
+        picked = self.study.once(f"{made.family}-{step}", made.point(self.cost * 2 ** (-step / 2)).picked)
+        return made.at(picked)
 
     def _variant(self, made: Space, point: Allocation, epochs: int) -> Variant:
         schemes, runtimes = self.config.schemes, self._dense_runtimes

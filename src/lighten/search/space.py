@@ -77,6 +77,11 @@ class Space:
         """
         return allocate(self.harms, self.terms, cost)
 
+    def at(self, picked: Sequence[int]) -> Allocation:
+        """The point with these options."""
+        harm = sum(float(harms[i]) for harms, i in zip(self.harms, picked, strict=True))
+        return Allocation(tuple(picked), harm, total_cost(self.terms, picked))
+
     def variant(self, point: Allocation, *, in_ms: bool, **how: Any) -> Variant:
         """What to train for a point. in_ms: whether costs are milliseconds."""
         picked = list(zip(self.choices, point.picked, strict=True))
