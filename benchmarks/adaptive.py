@@ -138,7 +138,7 @@ def main() -> None:
         original = export(task.model, task.example_inputs, Path(scratch) / "original", threads=usable_cores())
         base = on_holdout(original.path)
         limit = MAY_LOSE * result["budget"]["max_drop"]
-        study = Study(options.out.with_name(options.out.name + ".search"), None, resume=True)
+        study = Study(options.out.with_name(options.out.name + ".search"), {"task": task.name}, resume=True)
         selection = evaluate(task.model, task.selection, task.metric, task.batch_size)
         ours = {
             c.name: c.path

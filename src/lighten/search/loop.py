@@ -108,7 +108,10 @@ def compress(
         if plan is not None:
             found, stopped = run.replayed(plan), ""
         else:
-            about = {"task": task.name, "budget": describe_budget(budget), **fingerprint(task, config)}
+            same = fingerprint(task, config)
+            about = {"task": task.name, "budget": describe_budget(budget), **same}
+            if pick is not None:  # by another budget as well
+                about = {"task": task.name, "weights": same["weights"]}
             study = Study(work_dir, about, storage=storage, resume=resume or pick is not None)
             found, stopped = (run.kept(study), "") if pick is not None else run.searched(study)
         chosen, data = run.confirmed(found, stopped, pick)

@@ -42,15 +42,15 @@ class Spec:
 class Study:
     """The trials in folder.
 
-    storage: of Optuna, None = a file there. about: what all processes must agree on, None = whatever is there. resume:
-    go on with what is there; else the folder must be new, or is replaced.
+    storage: of Optuna, None = a file there. about: what all processes must agree on. resume: go on
+    with what is there, which may know more about itself; else the folder must be new, or is replaced.
 
     Raises:
         ConfigError: there is another search in the folder, or none to resume. ArtifactError: it cannot be read.
     """
 
     def __init__(
-        self, folder: Path, about: dict[str, Any] | None, *, storage: str | None = None, resume: bool = False
+        self, folder: Path, about: dict[str, Any], *, storage: str | None = None, resume: bool = False
     ) -> None:
         self.folder = folder
         url = storage or f"sqlite:///{folder / DATABASE}"
@@ -71,14 +71,9 @@ class Study:
         except Exception as error:  # each database has its own
             raise ArtifactError(f"Optuna cannot open the study at '{url}': {error}") from error
         known = self._study.user_attrs.get("about")
-        if about is None:
-            pass
-        elif known is None:
+        if known is None:
             self._study.set_user_attr("about", about)
-        elif known != json.loads(json.dumps(about)):
-            changed = sorted(
-                name for name in {*known, *about} if known.get(name) != json.loads(json.dumps(about)).get(name)
-            )
+        elif changed := [name for name, value in json.loads(json.dumps(about)).items() if known.get(name) != value]:
             raise ConfigError(
                 f"The search in '{folder}' was of something else: {', '.join(changed)} differ. Use the same task and "
                 "settings, or another --work."
