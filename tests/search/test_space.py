@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lighten.errors import TaskError
@@ -21,7 +23,7 @@ from lighten.search.choices import channel_choices, zeroed_blocks, zeroed_channe
 from lighten.search.config import SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
 from lighten.search.realize import recovered
-from lighten.search.sensitivity import divergence, measure_harms
+from lighten.search.sensitivity import divergence, measure_harms, unsaturated
 from lighten.search.space import Network, look_at, space, time_terms, weight_terms
 from tests.networks import NETWORKS
 from tests.tiny import TinyNet, tiny_task
@@ -191,3 +193,14 @@ def test_a_point_becomes_the_network_that_it_says(network: Network) -> None:
         assert model.plan.layers[name].sparsity == pytest.approx(share, abs=0.02)
     with pytest.raises(Exception, match="cannot be met"):
         made.point(1e-6)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.2), st.floats(0, 5)), min_size=1, max_size=6))
+def test_saturated_harms_go_on_as_steeply_as_before(steps: list[tuple[float, float]]) -> None:
+    shares = np.concatenate([[0.0], np.cumsum([step for step, _ in steps])])
+    harms = np.concatenate([[0.0], np.cumsum([harm for _, harm in steps])])
+    found = unsaturated(harms, shares.tolist())
+    assert (found >= harms).all()
+    slopes = np.diff(found) / np.diff(shares)
+    assert (np.diff(slopes) >= -1e-6 * (1 + slopes[:-1])).all()
+    assert unsaturated(found, shares.tolist()) == pytest.approx(found)  # what is convex stays

@@ -71,6 +71,20 @@ def measure_harms(
     }
 
 
+def unsaturated(harms: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
+    """harms [options], each at least what the slope before it leads to.
+
+    What can be spared best goes first, so each further share does at least as much harm as the one before it. Where
+    less was measured, the outputs were wrong already and could not get more so (ResNet-20 without half of its last
+    stage's channels: 1.10, without seven eighths: 1.61), and an allocation would go all the way where it went far.
+    """
+    found = harms.copy()
+    for i in range(2, len(found)):
+        slope = (found[i - 1] - found[i - 2]) / (shares[i - 1] - shares[i - 2])
+        found[i] = max(found[i], found[i - 1] + slope * (shares[i] - shares[i - 1]))
+    return found
+
+
 def divergence(before: Sequence[Tensor], after: Sequence[Tensor], are_logits: bool) -> float:
     """Summed over the samples of a batch: KL of softmaxes, averaged over positions, or squared changes."""
     found = 0.0
