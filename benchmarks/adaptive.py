@@ -148,7 +148,7 @@ def main() -> None:
         theirs = peers(task, ratios, epochs, options.nncf, Path(scratch))
         paths = {"the original": original.path, **ours, **{name: path for name, (path, _) in theirs.items()}}
         samples = measure_latency(
-            paths, representative_inputs(task, options.batch), threads=usable_cores(), processes=3
+            paths, representative_inputs(task, captured, options.batch), threads=usable_cores(), processes=3
         )
         rows = []
         for name, path in paths.items():

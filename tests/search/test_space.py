@@ -13,13 +13,13 @@ from lighten.errors import TaskError
 from lighten.graph.capture import capture
 from lighten.graph.groups import find_groups
 from lighten.graph.labels import propagate
-from lighten.graph.rewrite import zero_units_
+from lighten.graph.rewrite import zero_units_, zeroed_units
 from lighten.prune import prune
 from lighten.prune.layers import find_layers
 from lighten.runtime.roofline import Layer
 from lighten.search import cost
 from lighten.search.allocate import total_cost
-from lighten.search.choices import channel_choices, zeroed_blocks, zeroed_channels
+from lighten.search.choices import channel_choices, zeroed_blocks
 from lighten.search.config import SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
 from lighten.search.realize import recovered
@@ -48,7 +48,7 @@ def test_the_harm_of_channels_is_that_of_the_network_with_them_zero() -> None:
     (first, *_) = channel_choices(captured, labels, find_groups(labels), (0.0, 0.5), 4)
     zeroed = copy.deepcopy(captured)
     zero_units_(zeroed, labels, first.gone[1])
-    changes = zeroed_channels(captured, labels, first.gone[1])
+    changes = zeroed_units(captured, labels, first.gone[1])
     harms = measure_harms(captured, {"it": [dict, lambda: changes]}, [x], are_logits=True)["it"]
     expected = divergence([captured(x)], [zeroed(x)], are_logits=True) / len(x)
     assert harms.tolist() == [0.0, pytest.approx(expected, rel=1e-6)]

@@ -46,18 +46,27 @@ def remove_units_(captured: CapturedModule, labels: Labels, units: Tensor, examp
 
 
 def zero_units_(captured: CapturedModule, labels: Labels, units: Tensor) -> None:
-    """Set everything that the units own to zero, in place: the oracle that removal is held against.
+    """Set everything that the units own to zero, in place: the oracle that removal is held against."""
+    for name, value in zeroed_units(captured, labels, units).items():
+        get_tensor(captured, name).detach().copy_(value)
+
+
+def zeroed_units(captured: CapturedModule, labels: Labels, units: Tensor) -> dict[str, Tensor]:
+    """The tensors that own the units, by name, with everything that they own at zero; captured is left as it is.
 
     Running variances become 1, so that a zeroed channel leaves batch norm as 0 and not as NaN; the direction v of a
     weight norm v · g / |v| keeps its length for the same reason, since g is 0.
     """
     directions = {(str(n.args[0].target), (*n.args, 0)[2]) for n in captured.graph.nodes if n.target == WEIGHT_NORM}
+    zeroed: dict[str, Tensor] = {}
     for slot in labels.slots:
-        if (slot.parameter, slot.axis) in directions:
+        hit = torch.isin(slot.ids, units)
+        if (slot.parameter, slot.axis) in directions or not hit.any():
             continue
-        tensor = get_tensor(captured, slot.parameter).detach()
+        tensor = zeroed.get(slot.parameter, get_tensor(captured, slot.parameter).detach())
         value = 1.0 if slot.parameter.endswith("running_var") else 0.0
-        tensor.index_fill_(slot.axis, torch.isin(slot.ids, units).nonzero()[:, 0], value)
+        zeroed[slot.parameter] = tensor.index_fill(slot.axis, hit.nonzero()[:, 0], value)
+    return zeroed
 
 
 def check_equals_zeroing(

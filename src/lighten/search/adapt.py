@@ -52,9 +52,8 @@ class OutOfTime(Exception):  # noqa: N818  the limit that was asked for, not an 
 class Search:
     """A search at work. baseline: the original's scores on selection data. cost: the original's, of the objective.
 
-    whole: the original's cost on each runtime that can run it. deadline: by time.monotonic.
-    candidates: of all trials so far. outcomes: by family and step, whether a short training was within the budget, and
-    the point that was tried.
+    whole: the original's cost on each runtime that can run it. deadline: by time.monotonic. candidates: of all trials
+    so far. stopped: why no trial begins any more, or "".
     """
 
     task: Task
@@ -231,7 +230,6 @@ class Search:
 
     def part(self, of_a_trial: float) -> Callable[[float, str], None]:
         """What tells progress within a trial, and stops it when the time is up."""
-
         so_far = self._so_far()
 
         def tell(share: float, doing: str) -> None:

@@ -25,14 +25,10 @@ Changes = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """kind: "channels" or "zeros". name: of the layer that pruning's overrides name. options: shares that really go.
-
-    layers: whose output channels, or whose weights, these are.
-    """
+    """kind: "channels" or "zeros". name: of the layer that pruning's overrides name. options: shares that really go."""
 
     kind: str
     name: str
-    layers: tuple[str, ...]
     options: tuple[float, ...]
 
     @property
@@ -66,27 +62,13 @@ def channel_choices(
             )
             ids = torch.cat([groups[i].units[indices] for i, indices in zip(members, gone, strict=True)])
             options.setdefault(len(ids) / units, ids)
-        layers = tuple(dict.fromkeys(producer for i in members for producer in groups[i].producers))
-        found.append(ChannelChoice("channels", name, layers, tuple(options), tuple(options.values())))
+        found.append(ChannelChoice("channels", name, tuple(options), tuple(options.values())))
     return found
 
 
 def zero_choices(layers: Iterable[WeightLayer], shares: Sequence[float]) -> list[Choice]:
     """One for each of layers."""
-    return [Choice("zeros", layer.name, (layer.name,), tuple(shares)) for layer in layers]
-
-
-def zeroed_channels(captured: CapturedModule, labels: Labels, gone: Tensor) -> Changes:
-    """What is in place of the tensors that own these units when they are zero; see lighten.graph.rewrite."""
-    changes: Changes = {}
-    for slot in labels.slots:
-        hit = torch.isin(slot.ids, gone)
-        if not hit.any():
-            continue
-        tensor = changes.get(slot.parameter, get_tensor(captured, slot.parameter).detach())
-        value = 1.0 if slot.parameter.endswith("running_var") else 0.0
-        changes[slot.parameter] = tensor.index_fill(slot.axis, hit.nonzero()[:, 0], value)
-    return changes
+    return [Choice("zeros", layer.name, tuple(shares)) for layer in layers]
 
 
 def zeroed_blocks(captured: CapturedModule, layer: WeightLayer, share: float, pattern: str) -> Changes:

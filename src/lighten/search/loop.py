@@ -135,9 +135,10 @@ class _Run:
         self.task, self.budget, self.config, self.scratch = task, budget, config, scratch
         self.tell, self.deadline = tell, deadline
         tell(Progress(0, 1, "the original: lowering and scoring"))
-        capture(task.model, task.example_inputs)  # what cannot be traced is said as such, not as a runtime's refusal
+        # Before any lowering: what cannot be traced is said as such, not as a runtime's refusal.
+        self.captured = capture(task.model, task.example_inputs)
         check_metric(task)
-        self.inputs = representative_inputs(task, config.batch)
+        self.inputs = representative_inputs(task, self.captured, config.batch)
         self.unable: dict[str, str] = {}
         lowered: dict[str, Candidate] = {}
         for runtime in RUNTIMES:
@@ -199,7 +200,7 @@ class _Run:
         def tell(share: float, doing: str) -> None:
             self.tell(Progress(share, 1, doing))
 
-        variant = variant_of(plan, self.config)
+        variant = variant_of(plan)
         found = realize(self.task, self.original.scores, variant, self.config, self.scratch / "plan", tell)
         if failed := [candidate.note for candidate in found if candidate.path is None]:
             raise ConfigError(f"The plan cannot be done again: {failed[0]}")
@@ -218,7 +219,7 @@ class _Run:
         chosen = best or nearest(candidates, budget, limit) or original
 
         tell(Progress(1, 1, "confirming on holdout data"))
-        before, after = (scored(task, candidate, task.holdout) for candidate in (original, chosen))
+        before, after = (scored(task, self.captured, _path(c), task.holdout) for c in (original, chosen))
         drop = paired_drop(before, after)
         final = measure_latency(
             {"original": _path(original), "chosen": _path(chosen)}, self.inputs, threads=config.threads
@@ -263,7 +264,7 @@ class _Run:
             able, key=lambda runtime: able[runtime] if self.budget.minimize == "latency" else sizes[runtime]
         )
         original = self._lowered[self.best]
-        scores = scored(self.task, original, self.task.selection)
+        scores = scored(self.task, self.captured, _path(original), self.task.selection)
         self.original = replace(compared(original, scores, scores), drop=Interval(0.0, 0.0, 0.0), drop_bound=0.0)
 
     def _kinds(self) -> tuple[str, ...]:

@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from lighten.errors import ConfigError, LightenError, require
+from lighten.errors import ConfigError, LightenError
 from lighten.export import export
-from lighten.export.lower import lower
 from lighten.export.onnx import named_inputs
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
@@ -140,20 +139,20 @@ def called_like(model: CapturedModule, artifact: Path) -> Callable[..., Any]:
     return lambda *inputs: runner(named_inputs(model, inputs))
 
 
-def scored(task: Task, candidate: Candidate, on: Any) -> Scores:
-    """What the candidate's artifact scores on that data of the task.
+def scored(task: Task, model: CapturedModule, artifact: Path, on: Any) -> Scores:
+    """What the artifact scores on that data of the task. model: as in called_like.
 
     Raises:
         TaskError: the metric cannot score it.
     """
-    assert candidate.path is not None
-    run = called_like(capture(task.model, task.example_inputs), candidate.path)
-    return evaluate(run, on, task.metric, task.batch_size)
+    return evaluate(called_like(model, artifact), on, task.metric, task.batch_size)
 
 
-def representative_inputs(task: Task, batch: int) -> dict[str, Any]:
-    """The first `batch` calibration samples by the names that every artifact of the task gives them, as arrays."""
-    model = capture(task.model, task.example_inputs)
+def representative_inputs(task: Task, model: CapturedModule, batch: int) -> dict[str, Any]:
+    """The first `batch` calibration samples by the names that every artifact of the task gives them, as arrays.
+
+    model: the task's, captured.
+    """
     named = named_inputs(model, as_args(next(batches(task.calibration, batch))))
     return {name: value.numpy() for name, value in named.items()}
 
@@ -251,8 +250,8 @@ def _pruned(
     )
 
 
-def variant_of(plan: Plan, config: SearchConfig) -> Variant:
-    """What was trained where plan was the outcome; its other settings are config's.
+def variant_of(plan: Plan) -> Variant:
+    """What was trained where plan was the outcome.
 
     Raises:
         ConfigError: nothing is pruned and nothing quantized in plan, or it was pruned as the search does not do.
@@ -276,19 +275,6 @@ def variant_of(plan: Plan, config: SearchConfig) -> Variant:
 
 def _share_lost(layer: LayerPlan) -> float:
     return 0.0 if layer.channels is None or layer.kept is None else 1 - layer.kept / layer.channels
-
-
-def unfit_for(runtime: str, task: Task) -> str:
-    """Why the runtime cannot run the model, or "": known before any training."""
-    try:
-        if runtime == "native":
-            require("llvmlite", "native")
-        if runtime == "openvino":
-            require("openvino", "openvino")
-        lower(capture(task.model, task.example_inputs), task.example_inputs, runtime)
-    except LightenError as error:
-        return str(error)
-    return ""
 
 
 def _lowered(
@@ -319,7 +305,7 @@ def _lowered(
             model.plan = plan
             artifact = export(model, task.example_inputs, folder / runtime, runtime=runtime, threads=config.threads)
             one = replace(one, path=artifact.path, size_bytes=artifact.size_bytes, plan=plan)
-            scores = scores or scored(task, one, task.selection)
+            scores = scores or scored(task, model, artifact.path, task.selection)
             made.append(compared(one, scores, baseline))
         except LightenError as error:
             made.append(replace(one, path=None, note=str(error)))

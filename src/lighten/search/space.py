@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
 from lighten.graph.labels import Labels, propagate
+from lighten.graph.rewrite import zeroed_units
 from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.patterns import parse_pattern
 from lighten.runtime.roofline import Layer
@@ -27,7 +28,6 @@ from lighten.search.choices import (
     output_choice,
     zero_choices,
     zeroed_blocks,
-    zeroed_channels,
 )
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes
@@ -226,7 +226,7 @@ def _harms(
         if not choice.options[i]:
             return {}
         if isinstance(choice, ChannelChoice):
-            return zeroed_channels(captured, labels, choice.gone[i])
+            return zeroed_units(captured, labels, choice.gone[i])
         return zeroed_blocks(captured, layers[choice.name], choice.options[i], BLOCK)
 
     options = {c.key: [(lambda c=c, i=i: change(c, i)) for i in range(len(c.options))] for c in choices}
