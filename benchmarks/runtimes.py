@@ -34,7 +34,7 @@ from lighten.runtime.cpu import this_cpu, usable_cores
 from lighten.runtime.machine import this_machine
 from lighten.runtime.measure import LatencySample, measure_latency, ratio_interval
 from lighten.tasks.networks import ResNet20, SeedNet
-from networks import GPT, MobileNet, ViT, settle_
+from networks import GPT, mobilenet, settle_, vit
 
 OTHERS = {"torch": "eager", "torch compiled": "compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 CHOICE = "accelerate"
@@ -47,8 +47,8 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     found: dict[str, tuple[nn.Module, Tensor]] = {
         "SeedNet": (SeedNet(), torch.randn(8, 1, 32, 32)),
         "ResNet20": (ResNet20(), torch.randn(8, 1, 32, 32)),
-        "MobileNetV2 ×0.5": (MobileNet(), torch.randn(8, 3, 128, 128)),
-        "ViT": (ViT(), torch.randn(8, 3, 64, 64)),
+        "MobileNetV2 ×0.5": (mobilenet(), torch.randn(8, 3, 128, 128)),
+        "ViT": (vit(), torch.randn(8, 3, 64, 64)),
         "GPT": (GPT(), torch.randint(1000, (8, 64))),
     }
     return {name: (settle_(model, x), x) for name, (model, x) in found.items()}

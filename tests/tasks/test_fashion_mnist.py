@@ -18,7 +18,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_parts(data: Path) -> None:
-    training = prepare(FashionMnistConfig(data=data))
+    training = prepare("fashion-mnist", FashionMnistConfig(data=data))
     assert (len(training.train), len(training.selection), len(training.holdout)) == (110, 10, 30)
     rows = torch.cat([part.inputs.flatten(1) for part in (training.train, training.selection)])
     assert len(rows.unique(dim=0)) == 120
@@ -29,7 +29,7 @@ def test_the_parts(data: Path) -> None:
 
 
 def test_the_seed_decides_the_split(data: Path) -> None:
-    first, again, other = (prepare(FashionMnistConfig(data=data, seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (prepare("fashion-mnist", FashionMnistConfig(data=data, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(first.selection.inputs, again.selection.inputs)
     assert not torch.equal(first.selection.inputs, other.selection.inputs)
     assert torch.equal(first.holdout.inputs, other.holdout.inputs)
@@ -39,7 +39,7 @@ def test_the_seed_decides_the_split(data: Path) -> None:
 def test_inputs_are_normalized_and_only_training_is_augmented(data: Path) -> None:
     black, white = normalize(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
     assert (black, white) == pytest.approx((-0.2860 / 0.3530, 0.7140 / 0.3530))
-    training = prepare(FashionMnistConfig(data=data))
+    training = prepare("fashion-mnist", FashionMnistConfig(data=data))
     assert torch.equal(training.selection[0][0], normalize(training.selection.inputs[0]))
     assert torch.equal(training.calibration[0], normalize(training.train.inputs[0]))
     torch.manual_seed(0)
@@ -53,10 +53,10 @@ def test_the_folder_is_the_option_then_the_variable_then_debians(
     debian, variable, option = (write_fashion(tmp_path / name, 24, n) for name, n in (("a", 1), ("b", 2), ("c", 3)))
     monkeypatch.delenv("LIGHTEN_DATA", raising=False)
     monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", debian)
-    assert len(prepare(FashionMnistConfig()).holdout) == 1
+    assert len(prepare("fashion-mnist", FashionMnistConfig()).holdout) == 1
     monkeypatch.setenv("LIGHTEN_DATA", str(variable))
-    assert len(prepare(FashionMnistConfig()).holdout) == 2
-    assert len(prepare(FashionMnistConfig(data=option)).holdout) == 3
+    assert len(prepare("fashion-mnist", FashionMnistConfig()).holdout) == 2
+    assert len(prepare("fashion-mnist", FashionMnistConfig(data=option)).holdout) == 3
 
 
 def test_missing_data_names_the_package_and_the_option(data: Path, tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_missing_data_names_the_package_and_the_option(data: Path, tmp_path: Pat
 def test_files_that_do_not_fit_are_refused(data: Path, name: str, elements: torch.Tensor, words: str) -> None:
     write(data / f"{name}-ubyte.gz", elements.to(torch.uint8))
     with pytest.raises(TaskError, match=words):
-        prepare(FashionMnistConfig(data=data))
+        prepare("fashion-mnist", FashionMnistConfig(data=data))
 
 
 def test_a_damaged_file_is_refused(data: Path) -> None:
     path = data / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TaskError, match="damaged or cut short"):
-        prepare(FashionMnistConfig(data=data))
+        prepare("fashion-mnist", FashionMnistConfig(data=data))
 
 
 def test_an_untrained_task_names_the_command_with_its_options(data: Path) -> None:
@@ -95,3 +95,18 @@ def test_an_untrained_task_names_the_command_with_its_options(data: Path) -> Non
         load_task("fashion-mnist", data=data, epochs=2, seed=3)
     with pytest.raises(TaskError, match=r"lighten train fashion-mnist --data \S+data$"):
         load_task("fashion-mnist", data=data)
+
+
+@pytest.mark.parametrize("name", fashion_mnist.KINDS)
+def test_each_network_trains_and_becomes_a_task(data: Path, name: str) -> None:
+    with pytest.raises(TaskError, match=rf"lighten train {name} --data \S+data --epochs 1$"):
+        load_task(name, data=data, epochs=1)
+    prepare(name, FashionMnistConfig(data=data, epochs=1)).run()
+    task = load_task(name, data=data, epochs=1)
+    assert task.name == name
+    assert task.model(*task.example_inputs).shape == (1, 10)
+
+
+def test_the_networks_have_checkpoints_of_their_own(data: Path) -> None:
+    found = {prepare(name, FashionMnistConfig(data=data)).checkpoint for name in fashion_mnist.KINDS}
+    assert len(found) == len(fashion_mnist.KINDS) == 3
