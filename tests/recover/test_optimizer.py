@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lighten.graph.capture import capture
 from lighten.recover.finetune import FineTuneConfig, Step, fine_tune
+from lighten.recover.optimizer import suits_sgd
+from lighten.tasks.networks import MobileNetV2, ResNet20, SeedNet, ViT
 from lighten.tasks.samples import Samples
 from tests.recover.test_finetune import PLAIN, data, flat, seeded
 
@@ -81,3 +84,11 @@ def test_a_schedule_of_the_users() -> None:
     fine_tune(seeded(), data(), F.cross_entropy, PLAIN, schedule=halves, on_step=steps.append)
     assert asked == [(i, 8) for i in range(8)]
     assert [step.lr for step in steps] == [0.1 * 0.5**i for i in range(8)]
+
+
+def test_sgd_is_for_convolutions_without_layer_norms() -> None:
+    image, fits = torch.zeros(1, 1, 28, 28), []
+    for network in (ResNet20(), MobileNetV2(), ViT(), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))):
+        fits.append(suits_sgd(capture(network, (image,)).graph))
+    assert fits == [True, True, False, False]
+    assert suits_sgd(capture(SeedNet(), (torch.zeros(1, 1, 32, 32),)).graph)

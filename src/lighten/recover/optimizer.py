@@ -9,13 +9,24 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from lighten.errors import ConfigError
 from lighten.recover.config import FineTuneConfig
 
+CONVOLUTIONS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default}
+LAYER_NORMS = {torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default}
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[int, int], float]  # (steps done, all steps) -> factor of the rate
+
+
+def suits_sgd(graph: fx.Graph) -> bool:
+    """Whether a network with that graph of operators trains well by sgd: one of convolutions without layer norms.
+
+    Others, transformers first of all, have gradients of very different sizes, which one rate does not serve.
+    """
+    targets = {node.target for node in graph.nodes}
+    return bool(targets & CONVOLUTIONS) and not targets & LAYER_NORMS
 
 
 def set_rates_(

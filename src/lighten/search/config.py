@@ -16,7 +16,8 @@ class SearchConfig:
     file smaller and nothing faster, so of two that run the same code timing may call either the faster.
     ratios, sparsities: these shares of every layer and nothing else, instead of a search layer by layer; None = search.
     epochs: of a short training, None = a default by the size of the data; long_factor: how many times as many a long
-    one has. lr, distill_weight: of training; the original model teaches. max_trials: trainings, at most.
+    one has. lr: of training, None = one that suits its optimizer; distill_weight: the share of the loss that the
+    original model teaches. max_trials: trainings, at most.
     time_limit_s: no training begins, or goes on, after so many seconds. importance, round_to: see lighten.prune.
     threads: of every measurement. batch: samples a call that is timed.
     """
@@ -29,7 +30,7 @@ class SearchConfig:
     sparsities: tuple[float, ...] | None = None
     epochs: int | None = None
     long_factor: int = 3
-    lr: float = 0.1
+    lr: float | None = None
     distill_weight: float = 0.5
     max_trials: int = 24
     time_limit_s: float = math.inf

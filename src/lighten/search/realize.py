@@ -8,6 +8,7 @@ data through the candidate's own runtime.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lighten.prune.masks import masks
 from lighten.quantize import quantize
 from lighten.quantize.scheme import parse_scheme
 from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, takes_channels_last
+from lighten.recover.optimizer import suits_sgd
 from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.runner import load
 from lighten.search.candidate import Candidate, compared
@@ -40,6 +42,7 @@ UNTRAINED_IMPORTANCE = "sparsegpt"  # moves the weights that stay, where no trai
 MIN_STEPS = 400
 MIN_EPOCHS = 3
 MAX_BATCH = 128
+SGD_LR, ADAMW_LR = 0.1, 1e-3
 MIN_STEPS_AN_EPOCH = 20
 
 
@@ -170,14 +173,16 @@ def training(task: Task, config: SearchConfig, epochs: int) -> FineTuneConfig | 
     """How a variant is trained; None for no epochs."""
     if not epochs:
         return None
+    model = capture(task.model, task.example_inputs)
+    by_sgd = suits_sgd(model.graph)
     # Together they take the step of a pruned ResNet-20 from 106 to 80 ms, but bfloat16 alone to 181.
-    channels_last = takes_channels_last(capture(task.model, task.example_inputs), task.example_inputs)
-    return FineTuneConfig(
+    channels_last = takes_channels_last(model, task.example_inputs)
+    recipe: Callable[..., FineTuneConfig] = partial(FineTuneConfig, grad_clip=5.0) if by_sgd else FineTuneConfig.adamw
+    return recipe(
         epochs=epochs,
-        lr=config.lr,
+        lr=config.lr or (SGD_LR if by_sgd else ADAMW_LR),
         batch_size=_batch_size(len(task.train)),  # type: ignore[arg-type]
         seed=config.seed,
-        grad_clip=5.0,
         distill_weight=config.distill_weight if gives_logits(task) else 0.0,
         bfloat16=channels_last and bfloat16_pays(task.model),
         channels_last=channels_last,
