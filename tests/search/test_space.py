@@ -23,7 +23,7 @@ from lighten.search.choices import channel_choices, zeroed_blocks
 from lighten.search.config import SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
 from lighten.search.realize import recovered
-from lighten.search.sensitivity import divergence, measure_harms, unsaturated
+from lighten.search.sensitivity import divergence, lasting, measure_harms
 from lighten.search.space import Network, look_at, space, time_terms, weight_terms
 from tests.networks import NETWORKS
 from tests.tiny import TinyNet, tiny_task
@@ -196,11 +196,12 @@ def test_a_point_becomes_the_network_that_it_says(network: Network) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.2), st.floats(0, 5)), min_size=1, max_size=6))
-def test_saturated_harms_go_on_as_steeply_as_before(steps: list[tuple[float, float]]) -> None:
-    shares = np.concatenate([[0.0], np.cumsum([step for step, _ in steps])])
+def test_lasting_harms_are_convex_and_grow_as_less_is_left(steps: list[tuple[float, float]]) -> None:
+    total = 1.1 * sum(step for step, _ in steps)
+    shares = np.concatenate([[0.0], np.cumsum([step / max(total, 1) for step, _ in steps])])
     harms = np.concatenate([[0.0], np.cumsum([harm for _, harm in steps])])
-    found = unsaturated(harms, shares.tolist())
-    assert (found >= harms).all()
+    found = lasting(harms, shares.tolist()) * (1 - shares)
+    assert (found >= harms * (1 - 1e-12)).all()
     slopes = np.diff(found) / np.diff(shares)
     assert (np.diff(slopes) >= -1e-6 * (1 + slopes[:-1])).all()
-    assert unsaturated(found, shares.tolist()) == pytest.approx(found)  # what is convex stays
+    assert lasting(found, shares.tolist()) == pytest.approx(found / (1 - shares))  # what is convex stays

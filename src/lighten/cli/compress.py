@@ -42,7 +42,7 @@ def compress(
         list[float] | None, typer.Option(help="Share of zeros in blocks, for the native engine; repeat to try several.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of a short training; a long one has three times as many.")
+        int | None, typer.Option(min=1, help="Of a short training; a long one has four times as many.")
     ] = None,
     max_trials: Annotated[int, typer.Option(min=1, help="Trainings, at most.")] = 24,
     time_limit: Annotated[

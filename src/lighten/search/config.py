@@ -29,13 +29,13 @@ class SearchConfig:
     ratios: tuple[float, ...] | None = None
     sparsities: tuple[float, ...] | None = None
     epochs: int | None = None
-    long_factor: int = 3
+    long_factor: int = 4
     lr: float | None = None
     distill_weight: float = 0.5
     max_trials: int = 24
     time_limit_s: float = math.inf
     importance: str = "l2"
-    round_to: int = 8
+    round_to: int = 4
     seed: int = 0
     threads: int = 1
     batch: int = 1

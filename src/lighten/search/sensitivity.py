@@ -71,18 +71,23 @@ def measure_harms(
     }
 
 
-def unsaturated(harms: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
-    """harms [options], each at least what the slope before it leads to.
+def lasting(harms: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
+    """What allocation minimizes: harms [options] of a choice, as far as training will not mend them.
 
-    What can be spared best goes first, so each further share does at least as much harm as the one before it. Where
-    less was measured, the outputs were wrong already and could not get more so (ResNet-20 without half of its last
-    stage's channels: 1.10, without seven eighths: 1.61), and an allocation would go all the way where it went far.
+    Two things are missing from the harm of zeroing. What can be spared best goes first, so each further share does at
+    least as much harm as the one before it; where less was measured, the outputs were wrong already and could not get
+    more so (ResNet-20 without half of its last stage's channels: 1.10, without seven eighths: 1.61). So each option
+    is given at least what the slope before it leads to. And what is left has to learn the part of what goes: the harm
+    is divided by the share that is left. Without that, allocation empties a few layers (ResNet-20 in the same predicted
+    time, three epochs: 0.021 lost, with it 0.010, equal shares of every layer 0.015).
     """
+    gone = np.array(shares)
     found = harms.copy()
     for i in range(2, len(found)):
-        slope = (found[i - 1] - found[i - 2]) / (shares[i - 1] - shares[i - 2])
-        found[i] = max(found[i], found[i - 1] + slope * (shares[i] - shares[i - 1]))
-    return found
+        slope = (found[i - 1] - found[i - 2]) / (gone[i - 1] - gone[i - 2])
+        found[i] = max(found[i], found[i - 1] + slope * (gone[i] - gone[i - 1]))
+    lasts: NDArray[np.float64] = found / (1 - gone)
+    return lasts
 
 
 def divergence(before: Sequence[Tensor], after: Sequence[Tensor], are_logits: bool) -> float:

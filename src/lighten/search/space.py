@@ -33,7 +33,7 @@ from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes
 from lighten.search.realize import Variant
 from lighten.search.sanity import gives_logits
-from lighten.search.sensitivity import Harms, kept_on_disk, measure_harms, unsaturated
+from lighten.search.sensitivity import Harms, kept_on_disk, lasting, measure_harms
 from lighten.task import Task, batches
 
 # Sensitivities rank layers; that takes fewer samples than ranges do.
@@ -57,7 +57,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """family's choices; harms: of each, [options], in units of all that the budget allows where that is known.
+    """family's choices; harms: of each, [options], see `lasting`, in units of the whole budget where that is known.
 
     terms: of the cost, which is whole for the network as it is.
     """
@@ -153,7 +153,7 @@ def space(network: Network, family: str, terms: Sequence[Term], whole: float) ->
         family=family,
         network=network,
         choices=choices,
-        harms=tuple(unsaturated(network.harms[choice.key], choice.options) for choice in choices),
+        harms=tuple(lasting(network.harms[choice.key], choice.options) for choice in choices),
         terms=tuple(terms),
         whole=whole,
     )
