@@ -98,6 +98,17 @@ def test_codes_and_scales_are_what_they_should_be(entry, weight: Tensor, scheme:
     assert torch.equal(q.grid.scale, again.grid.scale)
 
 
+@pytest.mark.parametrize("scheme", [*FORMATS, "w3", "w4-g8-sym"])
+def test_pruned_weights_stay_pruned(entry, scheme: str) -> None:
+    form = format_of(parse_scheme(scheme))
+    if not takes(entry, form):
+        pytest.skip("evenly spaced codes only")
+    kept = torch.rand(RANDOM.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    restored = run(entry, RANDOM * kept, scheme).effective()
+    assert torch.all(restored[~kept] == 0)
+    assert restored[kept].count_nonzero() > kept.sum() / 4
+
+
 def test_eight_bits_are_near_the_weight(entry) -> None:
     """Within 2 % of the spread: 8 bits over 6 standard deviations are steps of 2.4 %; clipping at 3 is rare."""
     restored = run(entry, RANDOM, "w8").effective()

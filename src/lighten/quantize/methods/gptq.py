@@ -5,7 +5,8 @@ arXiv:2210.17323, algorithm 1; the update is that of optimal brain surgery (Hass
 read from one Cholesky factor.
 Differs: inputs that were always zero are rounded to nearest instead of being set to zero. With act_order the grids of
 groups come from the weights as given, so that groups stay where they are in memory; without it, from the weights as
-they are when a group is due. A row that comes out worse than by rounding to nearest is rounded to nearest.
+they are when a group is due. A row that comes out worse than by rounding to nearest is rounded to nearest. What is zero
+was pruned and stays zero; what it would have become is an error that the other columns make up for.
 """
 
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def compensate(
     grid = Grid(*(None if part is None else part.clone() for part in nearest.grid))  # type: ignore[arg-type]
     factor = _inverse_factor(hessian, order, config.damping)
     left = weight.t().index_select(0, order).float()  # [columns, rows]: a column of weight is a row of memory
+    pruned = left == 0
     block = config.block_size
     if not config.act_order and size < columns:
         block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
@@ -75,7 +77,7 @@ def compensate(
                     if part is not None and fresh is not None:
                         part[:, group] = fresh[:, 0]
             column = Grid(*(None if part is None else part[:, group] for part in grid))  # type: ignore[arg-type]
-            codes[i] = form.encode(left[i], column)
+            codes[i] = form.encode(left[i].masked_fill(pruned[i], 0), column)
             errors[i - start] = (left[i] - form.decode(codes[i], column)) / factor[i, i]
             left[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i - start], alpha=-1)
         left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
