@@ -90,7 +90,9 @@ class Search:
         """The search layer by layer."""
         short = default_epochs(self.task, self.config)
         if INTEGERS in self.config.schemes and "onnxruntime" in self.whole:
-            variant = Variant(name="all channels", schemes=(INTEGERS,), runtimes=self._dense_runtimes)
+            variant = Variant(
+                name="all channels", schemes=(INTEGERS,), runtimes=self._dense_runtimes, narrow_to=self._narrow_to
+            )
             self._trial(Spec("integers", 0, 0), variant)
         bounds: dict[str, _Bound] = {}
         kinds = {choice.kind for choice in network.choices}
@@ -160,8 +162,16 @@ class Search:
         if made.family != "channels":
             schemes, runtimes = self.config.sparse_schemes, ("native",)
         in_ms, short = self.budget.minimize == "latency", default_epochs(self.task, self.config)
-        variant = made.variant(point, in_ms=in_ms, schemes=schemes, runtimes=runtimes, epochs=epochs)
+        variant = made.variant(
+            point, in_ms=in_ms, schemes=schemes, runtimes=runtimes, epochs=epochs, narrow_to=self._narrow_to
+        )
         return replace(variant, name=f"{variant.name}, {epochs} epochs") if epochs > short else variant
+
+    @property
+    def _narrow_to(self) -> float | None:
+        """Fewer bits make nothing faster, so they are looked for where bytes count."""
+        counts = self.budget.minimize == "size" or self.budget.max_size_bytes is not None
+        return self.budget.max_drop if counts else None
 
     @property
     def _dense_runtimes(self) -> tuple[str, ...]:

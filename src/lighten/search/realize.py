@@ -5,6 +5,7 @@ trained. It is then lowered in each number format, and to each runtime that may 
 data through the candidate's own runtime.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,13 @@ from lighten.prune.gradual import prune_gradually
 from lighten.prune.layers import find_layers
 from lighten.prune.masks import masks
 from lighten.quantize import quantize
-from lighten.quantize.scheme import parse_scheme
+from lighten.quantize.assignment import parse_assignment
+from lighten.quantize.mixed import measure
 from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, takes_channels_last
 from lighten.recover.optimizer import suits_sgd
 from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.runner import load
+from lighten.search.bits import WIDTHS, fewest_bits, mean_bits
 from lighten.search.candidate import Candidate, compared
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import layer_shapes
@@ -43,6 +46,8 @@ MIN_STEPS = 400
 MIN_EPOCHS = 3
 MAX_BATCH = 128
 SGD_LR, ADAMW_LR = 0.1, 1e-3
+ENOUGH_BITS, FEW_BITS_METHOD = 8, "gptq"  # with fewer, it matters how weights are rounded
+N_SAMPLES = 256  # sensitivities rank layers; that takes fewer samples than ranges do
 MIN_STEPS_AN_EPOCH = 20
 
 
@@ -53,6 +58,7 @@ class Variant:
     ratio, sparsity: shares of every layer's channels that go, and of its weights that are zero; channels, zeros: those
     of layers that have one of their own, by name. schemes, runtimes: each scheme is lowered to the runtimes that take
     it. epochs: of training, 0 where there is no training data. predicted_ms: of the search's tables.
+    narrow_to: the drop up to which one more candidate has fewer bits a layer, see lighten.search.bits; None = none has.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Variant:
     runtimes: tuple[str, ...] = ("onnxruntime",)
     epochs: int = 0
     predicted_ms: float | None = None
+    narrow_to: float | None = None
 
     @property
     def has_zeros(self) -> bool:
@@ -133,6 +140,9 @@ def realize(
     for i, trial in enumerate(trials):
         tell(0.8 + 0.2 * i / len(trials), f"{trial.name}: lowering and scoring")
         found += _lowered(task, baseline, model, trial, variant.runtimes, config, folder / str(i))
+    if variant.narrow_to is not None:
+        tell(0.9, f"{variant.name}: fewer bits")
+        found += _narrowed(task, baseline, model, variant, config, folder / "bits")
     return found
 
 
@@ -317,6 +327,30 @@ def _lowered(
     return made
 
 
+def _narrowed(
+    task: Task, baseline: Scores, model: CapturedModule, variant: Variant, config: SearchConfig, folder: Path
+) -> list[Candidate]:
+    """The version of fewest bits a layer whose drop is within variant.narrow_to, on its first runtime; or none."""
+    (runtime, *_), within, made = variant.runtimes, variant.narrow_to, list[Candidate]()
+    assert within is not None
+    samples = itertools.islice(batches(task.calibration, task.batch_size), -(-N_SAMPLES // task.batch_size))
+    table = measure(model, WIDTHS[runtime], calibration=samples)
+
+    def is_within(assignment: dict[str, str]) -> bool:
+        trial = replace(
+            variant.trials()[0],
+            name=f"{variant.name}, {mean_bits(table, assignment):.1f} bits",
+            scheme=parse_assignment(assignment).name,
+        )
+        (found,) = _lowered(task, baseline, model, trial, (runtime,), config, folder / str(len(made)))
+        good = found.drop is not None and found.drop.value <= within
+        made.extend([found] if good else [])
+        return good
+
+    fewest_bits(table, is_within)
+    return made[-1:]
+
+
 def _counted(trial: Candidate, model: CapturedModule, task: Task) -> Candidate:
     """trial with what is left of its channels, weights and multiplications."""
     known = [x for x in model.plan.layers.values() if x.channels is not None and x.kept is not None]
@@ -337,8 +371,10 @@ def _counted(trial: Candidate, model: CapturedModule, task: Task) -> Candidate:
 
 
 def _quantized(task: Task, model: CapturedModule, scheme: str) -> CapturedModule:
-    if parse_scheme(scheme).activation_bits is None:
-        return quantize(model, scheme, example_inputs=task.example_inputs)
-    bits = 7 if int8_saturates(this_cpu()) else None
+    assignment, how = parse_assignment(scheme), dict[str, Any](example_inputs=task.example_inputs)
     calibration = batches(task.calibration, task.batch_size)
-    return quantize(model, scheme, calibration=calibration, example_inputs=task.example_inputs, weight_bits=bits)
+    if assignment.default.activation_bits is not None:
+        how |= {"calibration": calibration, "weight_bits": 7 if int8_saturates(this_cpu()) else None}
+    elif any(s.weight_bits < ENOUGH_BITS for s in assignment.schemes):
+        how |= {"calibration": calibration, "method": FEW_BITS_METHOD}
+    return quantize(model, scheme, **how)

@@ -31,13 +31,11 @@ from lighten.search.choices import (
 )
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes
-from lighten.search.realize import Variant
+from lighten.search.realize import N_SAMPLES, Variant
 from lighten.search.sanity import gives_logits
 from lighten.search.sensitivity import Harms, kept_on_disk, lasting, measure_harms
 from lighten.task import Task, batches
 
-# Sensitivities rank layers; that takes fewer samples than ranges do.
-N_SAMPLES = 256
 ONE = Layer(in_channels=1, out_channels=1)  # what a call costs in any case
 LEAST_SHARE = 0.1  # of what a layer takes alone that is its own, not the call's
 FAMILIES = ("channels", "zeros", "both")
