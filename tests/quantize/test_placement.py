@@ -78,6 +78,16 @@ CHAINS = {
         ["x", "conv2d", "cat"],
         {"getitem": "conv2d", "getitem_1": "conv2d", "permute": "cat"},
     ),
+    "product": (
+        lambda m, x: m.b(m.a(x)).flatten(1, 2) @ x.exp().flatten(1, 2).transpose(1, 2),
+        ["x", "conv2d", "conv2d_1", "exp"],
+        {"flatten": "conv2d_1", "flatten_1": "exp", "transpose": "exp"},
+    ),
+    "product-of-parts": (  # each with a scale of its own
+        lambda m, x: m.a(x).flatten(2).chunk(2, 1)[0] @ x.exp().flatten(2)[:, :2].transpose(1, 2),
+        ["x", "conv2d", "getitem", "exp"],
+        {"flatten_1": "exp", "slice_1": "exp", "slice_2": "exp", "transpose": "exp"},
+    ),
     "linear-last": (lambda m, x: m.fc(F.avg_pool2d(x[:, 0], 1, 2)), ["avg_pool2d"], {}),
     "floats-joined": (lambda m, x: m.a(x.exp() + x), ["add", "conv2d"], {}),
 }

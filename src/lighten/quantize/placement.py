@@ -2,7 +2,8 @@
 
 ONNX Runtime turns DequantizeLinear → operator → QuantizeLinear into one integer kernel when every tensor at the
 operator's border is quantized, and drops the pair around operators that only move data if both ends share one scale.
-So: what convolutions and linear layers read is quantized; what a convolution makes is quantized after its activation
+So: what convolutions and linear layers read is quantized, and both sides of a product of two activations, each with a
+scale of its own; what a convolution makes is quantized after its activation
 function (which is then part of the rounding); additions, concatenations and means are quantized where an integer
 kernel comes before and after, because between floats rounding would cost and save nothing; data movement and max
 pooling pass the scale on.
@@ -29,6 +30,7 @@ FLOAT_ONLY = {  # layers with a weight, but without an integer kernel that takes
     *(aten.conv_transpose3d.input, aten.bilinear.default, aten.embedding.default, aten.embedding_bag.padding_idx),
     *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
 }
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
 JOINING = {aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
 MAX_POOLING = {aten.max_pool1d.default, aten.max_pool2d.default}
 RETURNS_SEVERAL = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
@@ -44,19 +46,23 @@ AVERAGING = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mea
 @dataclass(frozen=True)
 class Placement:
     """points: nodes whose result is quantized with a scale of its own. followers: node -> the node whose scale it
-    shares. weighted: layers that become integer kernels, by node with their names. skipped: layers that stay float,
-    with the reason."""
+    shares. weighted: layers that become integer kernels, by node with their names. products: of activations, that
+    become integer kernels. skipped: what stays float, with the reason."""
 
     points: tuple[fx.Node, ...]
     followers: dict[fx.Node, fx.Node]
     weighted: dict[fx.Node, str]
+    products: tuple[fx.Node, ...]
     skipped: dict[str, str]
 
 
 def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
     """Choose the tensors to quantize. exclude: shell patterns over names of layers that stay float."""
-    weighted, skipped = _weighted_layers(graph, tuple(exclude))
-    integer = _made_by_integers(graph, weighted)
+    exclude = tuple(exclude)
+    weighted, skipped = _weighted_layers(graph, exclude)
+    products, float_products = _products(graph, exclude)
+    skipped |= float_products
+    integer = _made_by_integers(graph, [*weighted, *products])
     wanted: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         after = _clipped(node)
@@ -73,9 +79,17 @@ def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
     # What is wanted only because a clipping follows would be rounded twice.
     wanted -= {node for node in wanted if _clipped(node) is not node and _clipped(node) in wanted}
     moved = {node for node in wanted if node.target in MOVING}
-    points = tuple(node for node in graph.nodes if node in wanted and node not in moved)
     followers = {node: _root(node) for node in graph.nodes if node in moved and node.target not in RETURNS_SEVERAL}
-    return Placement(points, followers, weighted, skipped)
+    for factor in (factor for product in products for factor in product.all_input_nodes):
+        # Queries, keys and values are often parts of one tensor and of very different size, so they share no scale.
+        own = _only_moved(factor)
+        if own in moved or factor in moved:
+            continue
+        wanted.add(own)
+        while factor is not own:
+            followers[factor], factor = own, _source(factor)
+    points = tuple(node for node in graph.nodes if node in wanted and node not in moved)
+    return Placement(points, followers, weighted, products, skipped)
 
 
 def pool_after_clipping_(graph: fx.Graph) -> None:
@@ -114,6 +128,19 @@ def _weighted_layers(graph: fx.Graph, exclude: tuple[str, ...]) -> tuple[dict[fx
     return weighted, skipped
 
 
+def _products(graph: fx.Graph, exclude: tuple[str, ...]) -> tuple[tuple[fx.Node, ...], dict[str, str]]:
+    """Those of two activations, and why others stay float."""
+    found, skipped = [], {}
+    for node in graph.nodes:
+        if node.target not in PRODUCTS or any(n.op == "get_attr" for n in node.all_input_nodes):
+            continue
+        if matches(layer_of(node), exclude):
+            skipped[layer_of(node)] = "not quantized: excluded"
+        else:
+            found.append(node)
+    return tuple(found), skipped
+
+
 def _made_by_integers(graph: fx.Graph, weighted: Iterable[fx.Node]) -> set[fx.Node]:
     """Integer kernels, and what only moves, clips, joins or averages a result of theirs."""
     made = set(weighted)
@@ -146,6 +173,21 @@ def _joins_tensors(node: fx.Node) -> bool:
 
 def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
+
+
+def _only_moved(node: fx.Node) -> fx.Node:
+    """The farthest node before whose only use is to be moved to where node is."""
+    while (
+        node.target in MOVING - RETURNS_SEVERAL
+        and len(_source(node).users) == 1
+        and _source(node).target
+        not in (
+            *RETURNS_SEVERAL,
+            operator.getitem,
+        )
+    ):
+        node = _source(node)
+    return node
 
 
 def _root(node: fx.Node) -> fx.Node:

@@ -228,7 +228,8 @@ def _take_out_(captured: CapturedModule) -> Calibrated:
         codes = (value / scale.view(-1, *[1] * (value.ndim - 1))).round().clamp(-largest, largest).to(torch.int8)
         scheme = assignment.of(weighted[node], layer_of(node))
         weights[node] = Weights(scheme, largest.bit_length() + 1, (codes, scale), None)
-    return Calibrated(Placement(tuple(points), followers, weighted, plan.skipped), points, weights)
+    placement = Placement(tuple(points), followers, weighted, (), plan.skipped)  # products have their points already
+    return Calibrated(placement, points, weights)
 
 
 def _learned_step(captured: CapturedModule, name: str) -> Tensor:

@@ -20,6 +20,7 @@ from lighten.plan import LayerPlan
 from lighten.quantize import ops
 from lighten.quantize.affine import least_weight_scale, qparams_of_range, quantize_bias, quantize_weight
 from lighten.quantize.assignment import Assignment
+from lighten.quantize.attention import write_out_attention_
 from lighten.quantize.formats import IntegerFormat
 from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
@@ -41,12 +42,13 @@ class StaticRequest:
     """What is asked for. bits: no weight's code is wider; None = as the schemes say. steps: see lighten.quantize.steps.
 
     Weights of fewer than 8 bits are held in int8, because kernels read bytes. batches are read once where nothing but
-    ranges is to be found; otherwise all are kept.
+    ranges is to be found; otherwise all are kept. example_inputs: of the network.
     """
 
     assignment: Assignment
     bits: int | None
     batches: Iterable[Any]
+    example_inputs: tuple[Any, ...]
     observer: str
     exclude: Iterable[str]
     method: MethodConfig
@@ -100,6 +102,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     if "smoothquant" in request.steps:
         smooth_(captured, batches, SmoothQuantConfig())
     pool_after_clipping_(captured.graph)
+    write_out_attention_(captured, request.example_inputs)
     placement = place(captured.graph, request.exclude)
     for node, name in placement.weighted.items():
         must_be_numbers(captured, node, name)
@@ -110,6 +113,10 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     bits = {node: min(scheme.weight_bits, request.bits or 8) for node, scheme in schemes.items()}
     widths = _activation_bits(placement, schemes, request.assignment.default)
     ranges = observe_ranges(captured, widths, batches, request.observer)
+    for point in {placement.followers.get(n, n) for n in (p.all_input_nodes[-1] for p in placement.products)}:
+        # OpenVINO's integer kernels want the second factor symmetric; queries and shares keep a range of their own.
+        largest = max(map(abs, ranges[point]))
+        ranges[point] = -largest, largest
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
     rounded = round_layers(captured, placement, batches, request.method, bits)
     means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
@@ -137,13 +144,15 @@ def record_(captured: CapturedModule, request: StaticRequest, found: Calibrated,
 
 
 def _activation_bits(placement: Placement, schemes: dict[fx.Node, Scheme], default: Scheme) -> dict[fx.Node, int]:
-    """The widest that a layer which reads a point asks for, directly or through what shares its scale."""
+    """The widest that a layer reading a point asks for, directly or through what shares its scale; 8 in products."""
     widest: dict[fx.Node, int] = {}
     for node, scheme in schemes.items():
         read = arguments(node)["input"]
         point = placement.followers.get(read, read)
         assert scheme.activation_bits is not None
         widest[point] = max(widest.get(point, 0), scheme.activation_bits)
+    # The shares that attention gives add up to 1, which 16 levels cannot tell apart.
+    widest |= {node: 8 for product in placement.products for node in product.all_input_nodes}
     assert default.activation_bits is not None
     return {point: widest.get(point, default.activation_bits) for point in placement.points}
 

@@ -96,6 +96,7 @@ def static_request(
         assignment=assignment,
         bits=weight_bits,
         batches=batches,
+        example_inputs=inputs,
         observer=DEFAULT_OBSERVER if observer is None else observer,
         exclude=tuple(exclude),
         method=method,
