@@ -1,15 +1,16 @@
 """The front of a finished `lighten compress` beside hand-made pipelines of peers, on the same task and machine.
 
     lighten compress fashion-mnist --max-drop 0.01 --minimize latency --out OUT
-    python benchmarks/adaptive.py fashion-mnist OUT [--ratios 0.3,0.5,0.65] [--epochs 9] [--nncf]
+    python benchmarks/adaptive.py fashion-mnist OUT [--ratios 0.3,0.5,0.65] [--epochs 12] [--nncf] [--keep DIR]
 
 Peers: Torch-Pruning takes that share of the channels of every layer (magnitude of whole groups, its default importance,
 counts rounded to 8), the network is trained again for the same number of epochs as our long trainings, in the same
 loop with the same teacher, and runs in ONNX Runtime as float and as static int8 (onnxruntime's quantize_static, per
 channel); --nncf adds nncf.quantize, run in OpenVINO. (pip install torch-pruning nncf; both want a venv of their own.)
 All are timed side by side with the original and with ours, in processes of their own that take turns. Drops are on
-holdout data, paired. A JSON line a point, then a table; the last column says which points of ours are no slower and
-drop no more.
+holdout data, paired. A JSON line a point, then a table; the last column says how many points of ours are no slower and
+drop no more. --keep: a folder for the peers' artifacts; those that are there are not made again, so that another batch
+size takes no training.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +102,27 @@ def nncf_int8(task: Task, artifact: Artifact, folder: Path) -> Path:
 
 
 def peers(task: Task, ratios: list[float], epochs: int, with_nncf: bool, folder: Path) -> dict[str, tuple[Path, str]]:
-    """By name: the artifact, and its MACs."""
+    """By name: the artifact, and how many times fewer its MACs are. What is in folder already is not made again."""
     found: dict[str, tuple[Path, str]] = {}
     for ratio in ratios:
-        started = time.monotonic()
-        model = torch_pruned(task, ratio, epochs)
-        macs = f"{count_macs(task.model, task.example_inputs) / count_macs(model, task.example_inputs):.2f}"
-        artifact = export(model, task.example_inputs, folder / f"{ratio}-float", threads=usable_cores())
+        started, of_ratio = time.monotonic(), folder / f"{ratio}, {epochs} epochs"
+        if not (of_ratio / "macs").is_file():
+            model = torch_pruned(task, ratio, epochs)
+            export(model, task.example_inputs, of_ratio / "float", threads=usable_cores())
+            fewer = count_macs(task.model, task.example_inputs) / count_macs(model, task.example_inputs)
+            (of_ratio / "macs").write_text(f"{fewer:.2f}")
+        artifact, macs = read_artifact(of_ratio / "float"), (of_ratio / "macs").read_text()
         name = f"Torch-Pruning {ratio:.0%}, {epochs} epochs"
         found[f"{name}, ONNX Runtime float"] = artifact.path, macs
-        found[f"{name}, ONNX Runtime int8"] = static_int8(task, artifact, folder / f"{ratio}-int8"), macs
+        found[f"{name}, ONNX Runtime int8"] = _once(of_ratio / "int8", partial(static_int8, task, artifact)), macs
         if with_nncf:
-            found[f"{name}, NNCF int8 in OpenVINO"] = nncf_int8(task, artifact, folder / f"{ratio}-nncf"), macs
+            found[f"{name}, NNCF int8 in OpenVINO"] = _once(of_ratio / "nncf", partial(nncf_int8, task, artifact)), macs
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return found
+
+
+def _once(folder: Path, make: Callable[[Path], Path]) -> Path:
+    return folder if folder.is_dir() else make(folder)
 
 
 def main() -> None:
@@ -123,6 +133,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of each peer's training; default: those of our long ones")
     parser.add_argument("--nncf", action="store_true")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where the peers' artifacts are kept; default: nowhere")
     options = parser.parse_args()
     task = load_task(options.task)
     result = json.loads((options.out / "result.json").read_text())
@@ -145,7 +156,7 @@ def main() -> None:
             for c in study.all_finished(task.metric, selection)
             if c.path is not None and c.drop is not None and c.drop.value <= limit
         }
-        theirs = peers(task, ratios, epochs, options.nncf, Path(scratch))
+        theirs = peers(task, ratios, epochs, options.nncf, options.keep or Path(scratch) / "peers")
         paths = {"the original": original.path, **ours, **{name: path for name, (path, _) in theirs.items()}}
         samples = measure_latency(
             paths, representative_inputs(task, captured, options.batch), threads=usable_cores(), processes=3
