@@ -127,10 +127,13 @@ class Search:
         return _Bound(made, points, outcomes)
 
     def _train_long(self, bounds: Mapping[str, "_Bound"], epochs: int) -> None:
-        """The furthest steps again, with more epochs, the cheapest first, as long as they may win."""
+        """The furthest steps again, with more epochs, the cheapest first, as long as they may win.
+
+        More epochs carry further, so it begins with the step after the furthest that a short training could do.
+        """
         best = math.inf  # predicted cost of what is within the budget
         for bound in sorted(bounds.values(), key=lambda b: b.cost_of(b.passed)):
-            step, way = bound.passed, 0
+            step, way = min(bound.passed + 1, bound.reachable[-1]), 0
             for _ in range(LONGS):
                 if step < 1 or step not in bound.reachable or bound.cost_of(step) >= best:
                     break
