@@ -202,13 +202,23 @@ def time_terms(
 def weight_terms(network: Network, family: str, whole: float) -> list[Term]:
     """Bytes, as if each weight that is left took its share of whole."""
     total = sum(shapes[0].n_weights for shapes in network.shapes)
+    return _terms_of_what_is_left(network, family, [shapes[0].n_weights / total * whole for shapes in network.shapes])
+
+
+def mac_terms(network: Network, family: str) -> list[Term]:
+    """Multiplications."""
+    return _terms_of_what_is_left(network, family, [float(sum(s.macs for s in shapes)) for shapes in network.shapes])
+
+
+def _terms_of_what_is_left(network: Network, family: str, of_layers: Sequence[float]) -> list[Term]:
+    """What a layer costs times the share of its weights that is left."""
     terms = []
-    for shapes, (on, shares) in zip(network.shapes, _axes(network, choices_of(network, family)), strict=True):
+    axes = _axes(network, choices_of(network, family))
+    for shapes, (on, shares), cost in zip(network.shapes, axes, of_layers, strict=True):
         inputs, outputs, densities = map(np.array, shares)
-        if shapes[0].is_depthwise:
+        if shapes[0].is_depthwise:  # its inputs are its outputs, and count once
             inputs = np.ones_like(inputs)
-        left = inputs[:, None, None] * outputs[:, None] * densities
-        terms.append(_term(on, left * shapes[0].n_weights / total * whole))
+        terms.append(_term(on, inputs[:, None, None] * outputs[:, None] * densities * cost))
     return terms
 
 
