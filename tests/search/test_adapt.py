@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 from lighten.errors import ConfigError
 from lighten.metric import Scores
 from lighten.plan import Plan
-from lighten.search import adapt
-from lighten.search.adapt import MOST_STEPS, Progress, Search, next_step
+from lighten.search import driver
+from lighten.search.adapt import MOST_STEPS, Search, next_step
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget
 from lighten.search.config import SearchConfig
+from lighten.search.driver import Driver, Progress
 from lighten.search.realize import Variant
 from lighten.search.space import look_at
 from lighten.search.study import Study
+from lighten.search.workers import Workers
 from lighten.task import evaluate
+from tests.search.shuffled import Shuffled
 from tests.tiny import tiny_task
 
 Drop = Callable[[Variant], tuple[float, float]]
@@ -37,7 +40,8 @@ def searched(
     *,
     resume: bool = False,
     deadline: float = math.inf,
-) -> tuple[Search, list[str]]:
+    workers: Workers | None = None,
+) -> tuple[Driver, list[str]]:
     """A search in which each variant has the drop that drop_of says, with its margin, and what was realized."""
     made: list[str] = []
 
@@ -58,27 +62,28 @@ def searched(
             found.append(compared(replace(trial, path=path, plan=Plan(), size_bytes=4), scores, baseline))
         return found
 
-    monkeypatch.setattr(adapt, "realize", realized)
+    monkeypatch.setattr(driver, "realize", realized)
     task, seen = tiny_task(), list[Progress]()
     baseline = evaluate(task.model, task.selection, task.metric, 100)
-    search = Search(
+    driven = Driver(
         task=task,
         budget=Budget(max_drop=0.01, minimize="size"),
         config=config,
         study=Study(tmp_path / "work", {"task": "tiny"}, resume=resume),
         baseline=baseline,
         cost=1000.0,
-        whole={"onnxruntime": 1000.0, "native": 1100.0},
-        scratch=tmp_path / ("again" if resume else "first"),
+        workers=workers or Workers(task),
         tell=seen.append,
         deadline=deadline,
     )
-    if config.is_listed:
-        search.listed()
-    else:
-        search.adaptive(look_at(task, config, lambda share, doing: None))
+    search = Search(driver=driven, whole={"onnxruntime": 1000.0, "native": 1100.0})
+    with driven.searching():
+        if config.is_listed:
+            search.listed()
+        else:
+            search.adaptive(look_at(task, config, lambda share, doing: None))
     assert all(0 <= progress.done <= progress.total for progress in seen)
-    return search, made
+    return driven, made
 
 
 def listed(ratios: tuple[float, ...], sparsities: tuple[float, ...] = ()) -> SearchConfig:
@@ -155,7 +160,22 @@ def test_the_adaptive_search_finds_each_familys_bound_then_trains_long(
     long = [i for i, name in enumerate(made) if "epochs, " in name]
     assert long
     assert min(long) > max(i for i, name in enumerate(made) if "epochs, " not in name)
-    assert search._done == len(made) == search.study.n_finished
+    assert search.n_asked == len(made) == search.study.n_finished
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_four_workers_find_what_one_does(seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def drop(variant: Variant) -> tuple[float, float]:
+        harm = sum(variant.channels.values()) / 2 + sum(variant.zeros.values()) / 3
+        return sure(0.02 * harm / (2 if variant.epochs > 20 else 1))
+
+    config = SearchConfig(round_to=4)
+    one, in_turn = searched(monkeypatch, tmp_path / "one", drop, config)
+    four, made = searched(monkeypatch, tmp_path / "four", drop, config, workers=Shuffled(tiny_task(), 4, seed))
+    assert [c.name for c in four.candidates] == [c.name for c in one.candidates]
+    assert [c.drop for c in four.candidates] == [c.drop for c in one.candidates]
+    assert set(in_turn) <= set(made)
+    assert four.n_asked == one.n_asked == len(in_turn) == one.study.n_finished
 
 
 def test_a_resumed_search_does_no_trial_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -193,13 +213,16 @@ def test_when_the_time_is_up_no_trial_goes_on(monkeypatch: pytest.MonkeyPatch, t
     assert search.stopped == "stopped after 5 s"
 
 
-def test_the_trial_of_another_process_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The first trial is another's; it finishes while this search waits."""
+def test_the_trial_of_another_process_is_waited_for_and_run_ahead_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first trial is another's for a while; this process begins with the one that will be wanted then."""
     waits: list[float] = []
     config = SearchConfig(ratios=(0.25, 0.5), schemes=(None,))
-    monkeypatch.setattr(adapt.time, "sleep", waits.append)
-    busy = [True, True, False]
-    monkeypatch.setattr(Study, "is_running", lambda self, spec: busy.pop(0) if busy else False)
-    _, made = searched(monkeypatch, tmp_path, lambda v: sure(0.0), config)
-    assert waits == [adapt.WAIT_S] * 2
-    assert len(made) == 2
+    monkeypatch.setattr(driver.time, "sleep", waits.append)
+    busy = [True] * 4
+    monkeypatch.setattr(Study, "is_running", lambda self, spec: spec.step == 0 and bool(busy) and busy.pop())
+    search, made = searched(monkeypatch, tmp_path, lambda v: sure(0.0), config)
+    assert waits == [driver.WAIT_S] * 3
+    assert [name[:4] for name in made] == ["50 %", "75 %"]
+    assert [c.name[:4] for c in search.candidates] == ["75 %", "50 %"]

@@ -60,6 +60,7 @@ def test_a_finished_trial_is_found_by_the_next_process(tmp_path: Path) -> None:
     with study.trial(SPEC) as trial:
         assert study.is_running(SPEC)
         assert study.finished(SPEC, ACCURACY, BASELINE) is None
+        store([candidate(tmp_path / "a")], trial.folder)
         trial.finish([candidate(tmp_path / "a")], cost=2.0)
     again = Study(tmp_path / "work", {"task": "t"}, resume=True)
     found = again.finished(SPEC, ACCURACY, BASELINE)

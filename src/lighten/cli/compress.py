@@ -19,7 +19,7 @@ from lighten.errors import ConfigError
 
 if TYPE_CHECKING:
     from lighten.search import Result
-    from lighten.search.adapt import Progress as SearchProgress
+    from lighten.search.driver import Progress as SearchProgress
 
 
 def compress(

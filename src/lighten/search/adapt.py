@@ -4,129 +4,111 @@ A step is a target: the original's cost times 2^(-step/2). Of each family the st
 keeps the drop within the budget, by doubling back (bisection), since more compression costs more. What a family's own
 limit is in harm becomes the unit of harm for the family of both. Then the best steps are trained long; most trials are
 never. Everything depends on drops and on predictions, never on the clock, so a search that was killed goes on as it
-would have.
+would have. These are courses (see driver): they ask for trials, and are sent whether they were good.
 """
 
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 
 from lighten.errors import ConfigError
-from lighten.metric import Scores
 from lighten.search.allocate import Allocation
 from lighten.search.candidate import Candidate
-from lighten.search.choose import Budget, judgeable, judged_drop
+from lighten.search.choose import admissible
 from lighten.search.config import SearchConfig
-from lighten.search.realize import Variant, default_epochs, realize
+from lighten.search.driver import Begin, Course, Driver, Wanted
+from lighten.search.realize import Variant, default_epochs
 from lighten.search.space import Network, Space, space, time_terms, weight_terms
-from lighten.search.study import Spec, Study
-from lighten.task import Task
+from lighten.search.study import Spec
 
 FIRST_STEP = 3
 MOST_STEPS = 14
 LONGS = 3  # long trainings of a family
-WAIT_S = 0.5
 INTEGERS = "w8a8"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the search is doing: done of total units of work, and a sentence."""
-
-    done: float
-    total: float
-    doing: str
-
-
-OnProgress = Callable[[Progress], None]
-
-
-class OutOfTime(Exception):  # noqa: N818  the limit that was asked for, not an error
-    """The time limit is reached in the middle of a trial."""
 
 
 @dataclass(kw_only=True)
 class Search:
-    """A search at work. baseline: the original's scores on selection data. cost: the original's, of the objective.
+    """A search at work. whole: the original's cost on each runtime that can run it."""
 
-    whole: the original's cost on each runtime that can run it. deadline: by time.monotonic. candidates: of all trials
-    so far. stopped: why no trial begins any more, or "".
-    """
-
-    task: Task
-    budget: Budget
-    config: SearchConfig
-    study: Study
-    baseline: Scores
-    cost: float
+    driver: Driver
     whole: Mapping[str, float]
-    scratch: Path
-    tell: OnProgress
-    deadline: float = math.inf
-    candidates: list[Candidate] = field(default_factory=list)
-    stopped: str = ""
-    _done: int = 0
+    _points: dict[tuple[str, int], Allocation | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.config, self.budget = self.driver.config, self.driver.budget
+        self.short = default_epochs(self.driver.task, self.config)
 
     def listed(self) -> None:
         """Try what the config lists, less compression first; what is hopeless ends its path."""
-        for path in _paths(self.config, default_epochs(self.task, self.config)):
-            reason = ""
-            for step, variant in path:
-                if variant.has_zeros and "native" not in self.whole:
-                    reason = reason or "not tried: the native engine does not run this model"
-                if reason:
-                    self.candidates += [replace(trial, note=reason) for trial in variant.trials()]
-                    continue
-                spec = Spec("listed", step, variant.epochs)
-                found = self._trial(spec, variant)
-                changed = variant.has_zeros or variant.has_fewer_channels
-                if changed and found and all(c.drop and c.drop.low > self.budget.max_drop for c in found):
-                    reason = f"not tried: {found[-1].name} already drops too much, with its whole interval"
+        paths = [partial(self._path, path) for path in _paths(self.config, self.short)]
+        for not_tried in self.driver.follow(paths):
+            self.driver.candidates += not_tried
 
     def adaptive(self, network: Network) -> None:
         """The search layer by layer."""
-        short = default_epochs(self.task, self.config)
+        kinds = {choice.kind for choice in network.choices}
+        # Layers are timed before anything is trained: a machine that trains would disturb it.
+        spaces = [self._space(network, family) for family in ("channels", "zeros") if family in kinds]
+        alone = [made for made in spaces if made is not None]
+        both = self._space(network, "both") if len(alone) == 2 else None
+        begins: list[Begin[_Bound | None]] = [
+            self._integers,
+            *(partial(self._bound, made, FIRST_STEP) for made in alone),
+        ]
+        bounds = {bound.space.family: bound for bound in self.driver.follow(begins) if bound is not None}
+        if both is not None:
+            scale = {kind: bound.unit for kind, bound in bounds.items()}
+            best = max(bound.passed for bound in bounds.values())
+            (bounds["both"],) = self.driver.follow([partial(self._bound, both.in_units_of(scale), best + 1, best)])
+        if self.short and self.config.long_factor > 1:
+            list(self.driver.follow([partial(self._train_long, bounds, self.short * self.config.long_factor)]))
+
+    def _path(self, path: list[tuple[int, Variant]]) -> Course[list[Candidate]]:
+        """The variants one after another; returns those that are not tried, with a note why."""
+        reason = ""
+        not_tried: list[Candidate] = []
+        for step, variant in path:
+            if variant.has_zeros and "native" not in self.whole:
+                reason = reason or "not tried: the native engine does not run this model"
+            if reason:
+                not_tried += [replace(trial, note=reason) for trial in variant.trials()]
+                continue
+            changed = variant.has_zeros or variant.has_fewer_channels
+            good = yield Wanted(Spec("listed", step, variant.epochs), variant, self._is_hopeful)
+            if changed and not good:
+                name = variant.trials()[-1].name
+                reason = f"not tried: {name} already drops too much, with its whole interval"
+        return not_tried
+
+    def _integers(self) -> "Course[_Bound | None]":
+        """All channels, in integers; it bounds nothing."""
         if INTEGERS in self.config.schemes and "onnxruntime" in self.whole:
             variant = Variant(
                 name="all channels", schemes=(INTEGERS,), runtimes=self._dense_runtimes, narrow_to=self._narrow_to
             )
-            self._trial(Spec("integers", 0, 0), variant)
-        bounds: dict[str, _Bound] = {}
-        kinds = {choice.kind for choice in network.choices}
-        families = ["channels", "zeros"]
-        if any(self.study.is_running(Spec("channels", step, short)) for step in range(MOST_STEPS + 1)):
-            families.reverse()  # another process began with these; it will find ours when it comes to them
-        for family in families:
-            if family in kinds and (made := self._space(network, family)) is not None:
-                bounds[family] = self._bound(made, short, FIRST_STEP)
-        if len(bounds) == 2 and (made := self._space(network, "both")) is not None:
-            scale = {kind: bound.unit for kind, bound in bounds.items()}
-            best = max(bound.passed for bound in bounds.values())
-            bounds["both"] = self._bound(made.in_units_of(scale), short, best + 1, least=best)
-        if short and self.config.long_factor > 1:
-            self._train_long(bounds, short * self.config.long_factor)
+            yield Wanted(Spec("integers", 0, 0), variant, bool)
+        return None
 
-    def _bound(self, made: Space, epochs: int, start: int, least: int = 0) -> "_Bound":
+    def _bound(self, made: Space, start: int, least: int = 0) -> "Course[_Bound]":
         """The step up to which a short training of the family is within the budget. least: what others reach."""
         outcomes: dict[int, bool] = {}
         points: dict[int, Allocation] = {}
         while (step := next_step(outcomes, start, least)) is not None:
-            try:
-                points[step] = self._point(made, step)
-            except ConfigError:
+            point = self._point(made, step)
+            if point is None:
                 outcomes[step] = False
                 continue
-            if not any(points[step].picked):
+            points[step] = point
+            if not any(point.picked):
                 outcomes[step] = True  # the network as it is takes no longer
                 continue
-            found = self._trial(Spec(made.family, step, epochs), self._variant(made, points[step], epochs))
-            outcomes[step] = any(c.drop is not None and c.drop.value <= self.budget.max_drop for c in found)
+            spec = Spec(made.family, step, self.short)
+            outcomes[step] = yield Wanted(spec, self._variant(made, point, self.short), self._has_passed)
         return _Bound(made, points, outcomes)
 
-    def _train_long(self, bounds: Mapping[str, "_Bound"], epochs: int) -> None:
+    def _train_long(self, bounds: Mapping[str, "_Bound"], epochs: int) -> Course[None]:
         """The furthest steps again, with more epochs, the cheapest first, as long as they may win.
 
         More epochs carry further, so it begins with the step after the furthest that a short training could do.
@@ -137,17 +119,11 @@ class Search:
             for _ in range(LONGS):
                 if step < 1 or step not in bound.reachable or bound.cost_of(step) >= best:
                     break
-                try:
-                    point = self._point(bound.space, step)
-                except ConfigError:
-                    break
-                if not any(point.picked):
+                point = self._point(bound.space, step)
+                if point is None or not any(point.picked):
                     break
                 spec = Spec(bound.space.family, step, epochs)
-                found = self._trial(spec, self._variant(bound.space, point, epochs))
-                if not found:
-                    break
-                good = any(self._is_within(c) for c in found)
+                good = yield Wanted(spec, self._variant(bound.space, point, epochs), self._is_admissible)
                 if good:
                     best = min(best, bound.cost_of(step))
                 if way and good != (way > 0):
@@ -155,20 +131,30 @@ class Search:
                 way = 1 if good else -1
                 step += way
 
-    def _point(self, made: Space, step: int) -> Allocation:
-        """The family's point for a step, the one of before where the search goes on: tables may be timed anew."""
-        picked = self.study.once(f"{made.family}-{step}", made.point(self.cost * 2 ** (-step / 2)).picked)
-        return made.at(picked)
+    def _point(self, made: Space, step: int) -> Allocation | None:
+        """The family's point for a step, the one of before where the search goes on: tables may be timed anew.
+
+        None where there is none that costs so little.
+        """
+        key = (made.family, step)
+        if key not in self._points:
+            try:
+                picked = made.point(self.driver.cost * 2 ** (-step / 2)).picked
+            except ConfigError:
+                self._points[key] = None
+            else:
+                self._points[key] = made.at(self.driver.study.once(f"{made.family}-{step}", picked))
+        return self._points[key]
 
     def _variant(self, made: Space, point: Allocation, epochs: int) -> Variant:
         schemes, runtimes = self.config.schemes, self._dense_runtimes
         if made.family != "channels":
             schemes, runtimes = self.config.sparse_schemes, ("native",)
-        in_ms, short = self.budget.minimize == "latency", default_epochs(self.task, self.config)
+        in_ms = self.budget.minimize == "latency"
         variant = made.variant(
             point, in_ms=in_ms, schemes=schemes, runtimes=runtimes, epochs=epochs, narrow_to=self._narrow_to
         )
-        return replace(variant, name=f"{variant.name}, {epochs} epochs") if epochs > short else variant
+        return replace(variant, name=f"{variant.name}, {epochs} epochs") if epochs > self.short else variant
 
     @property
     def _narrow_to(self) -> float | None:
@@ -190,83 +176,21 @@ class Search:
         if self.budget.minimize == "size":
             return space(network, family, weight_terms(network, family, whole), whole)
         return space(
-            network, family, time_terms(network, family, runtime, whole, self.config.threads, self.part(0.0)), whole
+            network,
+            family,
+            time_terms(network, family, runtime, whole, self.config.threads, self.driver.part(0.0)),
+            whole,
         )
 
-    def _trial(self, spec: Spec, variant: Variant) -> list[Candidate]:
-        """What the trial made, now or before; nothing where no time is left, or there were trials enough."""
-        found = self._of_others(spec)
-        if found is None:
-            if self.stopped:
-                return []
-            if self._done >= self.config.max_trials:
-                self.stopped = f"stopped after {self.config.max_trials} trials"
-                return []
-            try:
-                found = self._run(spec, variant)
-            except OutOfTime:
-                self.stopped = self.out_of_time
-                return []
-            except KeyboardInterrupt:
-                self.stopped = "stopped by hand"
-                return []
-        self._done += 1
-        self.candidates += found
-        return found
+    def _is_hopeful(self, found: list[Candidate]) -> bool:
+        """Whether any may be within the budget, as far as its interval says."""
+        return not found or any(c.drop is None or c.drop.low <= self.budget.max_drop for c in found)
 
-    def _of_others(self, spec: Spec) -> list[Candidate] | None:
-        """What the trial made before, or in another process, which is waited for; None where nobody is at it."""
-        while True:
-            busy = self.study.is_running(spec)  # asked first: it may finish in between
-            found = self.study.finished(spec, self.task.metric, self.baseline)
-            if found is not None or not busy or time.monotonic() > self.deadline:
-                return found
-            time.sleep(WAIT_S)
+    def _has_passed(self, found: list[Candidate]) -> bool:
+        return any(c.drop is not None and c.drop.value <= self.budget.max_drop for c in found)
 
-    def _run(self, spec: Spec, variant: Variant) -> list[Candidate]:
-        with self.study.trial(spec) as trial:
-            scratch = self.scratch / f"{spec.family}-{spec.step}-{spec.epochs}"
-            checkpoints = self.study.checkpoints(spec)
-            made = realize(
-                self.task, self.baseline, variant, self.config, scratch, self.part(1.0), checkpoints=checkpoints
-            )
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            trial.finish(made, variant.predicted_ms or self.cost)
-        found = self.study.finished(spec, self.task.metric, self.baseline)
-        assert found is not None
-        return found
-
-    @property
-    def out_of_time(self) -> str:
-        """What is said of a search that its time limit ended."""
-        return f"stopped after {self.config.time_limit_s:g} s"
-
-    def part(self, of_a_trial: float) -> Callable[[float, str], None]:
-        """What tells progress within a trial, and stops it when the time is up."""
-        so_far = self._so_far()
-
-        def tell(share: float, doing: str) -> None:
-            if time.monotonic() > self.deadline:
-                raise OutOfTime
-            total = max(self.config.max_trials if not self.config.is_listed else 0, self._done + 1)
-            self.tell(Progress(self._done + of_a_trial * share, total, f"{doing}{so_far}" if doing else ""))
-
-        return tell
-
-    def _so_far(self) -> str:
-        """The best of the finished trials, by what is known before candidates are timed side by side."""
-        good = [c for c in self.candidates if self._is_within(c)]
-        if not good:
-            return ""
-        best = min(good, key=lambda c: (c.macs, c.size_bytes))
-        assert best.drop is not None
-        return f"; within the budget so far: {best.name}, drop {best.drop.value:.4f}"
-
-    def _is_within(self, candidate: Candidate) -> bool:
-        if candidate.drop is None:
-            return False
-        budget, _ = judgeable(self.candidates, self.budget)
-        return judged_drop(candidate, budget) <= budget.max_drop
+    def _is_admissible(self, found: list[Candidate]) -> bool:
+        return bool(admissible(found, self.driver.candidates, self.budget))
 
 
 @dataclass(frozen=True)

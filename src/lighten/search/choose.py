@@ -83,6 +83,12 @@ def judgeable(candidates: list[Candidate], budget: Budget) -> tuple[Budget, str]
     return replace(budget, accept="point"), f"{why}: judged by the estimate."
 
 
+def admissible(found: list[Candidate], candidates: list[Candidate], budget: Budget) -> list[Candidate]:
+    """Those of found whose drop is within the budget, as far as the data of all candidates can tell."""
+    budget, _ = judgeable(candidates, budget)
+    return [c for c in found if c.drop is not None and judged_drop(c, budget) <= budget.max_drop]
+
+
 def objective(candidate: Candidate, budget: Budget) -> float:
     """What is to be small: milliseconds, or bytes."""
     assert candidate.latency is not None

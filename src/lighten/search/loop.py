@@ -16,10 +16,11 @@ from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.folder import write_folder
 from lighten.runtime.measure import measure_latency, ratio_interval
-from lighten.search.adapt import OnProgress, OutOfTime, Progress, Search
+from lighten.search.adapt import Search
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
 from lighten.search.config import SearchConfig
+from lighten.search.driver import Driver, OnProgress, Progress
 from lighten.search.outcome import (
     describe,
     describe_budget,
@@ -33,6 +34,7 @@ from lighten.search.realize import lower_original, realize, representative_input
 from lighten.search.sanity import check_metric, fingerprint
 from lighten.search.space import look_at
 from lighten.search.study import Study
+from lighten.search.workers import Workers
 from lighten.task import Task
 
 FILES = {"artifact", "plan.yaml", "result.json", "report.html"}
@@ -103,8 +105,8 @@ def compress(
     work_dir = Path(work_dir).absolute() if work_dir is not None else out_dir.with_name(out_dir.name + ".search")
     if plan is not None and (pick is not None or resume):
         raise ConfigError("A plan is done again without a search: give it without pick and resume.")
-    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
-        run = _Run(task, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
+    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, Workers(task) as crew:
+        run = _Run(crew, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
         if plan is not None:
             found, stopped = run.replayed(plan), ""
         else:
@@ -130,9 +132,16 @@ class _Run:
     """
 
     def __init__(
-        self, task: Task, budget: Budget, config: SearchConfig, scratch: Path, tell: OnProgress, deadline: float
+        self,
+        workers: Workers,
+        budget: Budget,
+        config: SearchConfig,
+        scratch: Path,
+        tell: OnProgress,
+        deadline: float,
     ) -> None:
-        self.task, self.budget, self.config, self.scratch = task, budget, config, scratch
+        self.task = task = workers.task
+        self.workers, self.budget, self.config, self.scratch = workers, budget, config, scratch
         self.tell, self.deadline = tell, deadline
         tell(Progress(0, 1, "the original: lowering and scoring"))
         # Before any lowering: what cannot be traced is said as such, not as a runtime's refusal.
@@ -159,28 +168,24 @@ class _Run:
         size = self.budget.minimize == "size"
         whole = {name: float(self._lowered[name].size_bytes) if size else ms for name, ms in self.whole_ms.items()}
         assert self.original.scores is not None
-        search = Search(
+        driver = Driver(
             task=self.task,
             budget=self.budget,
             config=self.config,
             study=study,
             baseline=self.original.scores,
             cost=float(self.original.size_bytes) if size else self.whole_ms[self.best],
-            whole=whole,
-            scratch=self.scratch,
+            workers=self.workers,
             tell=self.tell,
             deadline=self.deadline,
         )
-        try:
+        search = Search(driver=driver, whole=whole)
+        with driver.searching():
             if self.config.is_listed:
                 search.listed()
             else:
-                search.adaptive(look_at(self.task, self.config, search.part(0.0), self._kinds()))
-        except KeyboardInterrupt:
-            search.stopped = "stopped by hand"
-        except OutOfTime:
-            search.stopped = search.out_of_time
-        return search.candidates, search.stopped
+                search.adaptive(look_at(self.task, self.config, driver.part(0.0), self._kinds()))
+        return driver.candidates, driver.stopped
 
     def kept(self, study: Study) -> list[Candidate]:
         """The candidates of all trials that are finished."""

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lighten.errors import ArtifactError, ConfigError
 from lighten.metric import Metric, Scores
 from lighten.runtime.folder import try_lock
-from lighten.search.candidate import Candidate, store, stored
+from lighten.search.candidate import Candidate, stored
 
 DATABASE = "study.db"
 NAME = "lighten"
@@ -166,15 +166,14 @@ class Study:
 
 
 class Running:
-    """A trial at work. folder: where its files may go."""
+    """A trial at work. folder: where its candidates are to be stored."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values: tuple[float, float] | None = None
 
     def finish(self, candidates: list[Candidate], cost: float) -> None:
-        """Keep what it made. cost: predicted, of the objective; the lowest drop is the other value."""
-        store(candidates, self.folder)
+        """It made these, and they are stored in folder. cost: predicted; the lowest drop is the other value."""
         drops = [c.drop.value for c in candidates if c.drop is not None]
         self.values = (min(drops, default=1e9), cost)
 
