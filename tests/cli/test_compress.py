@@ -91,3 +91,11 @@ def test_a_negative_drop_and_a_foreign_folder_are_refused(
 @pytest.mark.parametrize("args", [[], ["digits"], ["digits", "--max-drop", "much", "--out", "x"], ["digits", "--no"]])
 def test_bad_usage_exits_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, *args)[0] == 2
+
+
+def test_where_work_is_done_is_checked_before_it_begins(
+    task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(task_file), "--max-drop", "0.1", "--out", str(tmp_path / "out")]
+    assert run(capsys, *given, "--workers", "0")[0] == 2
+    assert not (tmp_path / "out").exists()

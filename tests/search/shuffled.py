@@ -1,4 +1,4 @@
-"""Workers for tests: several at once in one process, which finish in a random order."""
+"""Workers for tests: several at once in one process, which finish in a random order; and what workers find."""
 
 import random
 from collections.abc import Callable, Collection
@@ -7,9 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lighten.search.driver import make_trial
+from lighten.search.adapt import Search
+from lighten.search.choose import Budget
+from lighten.search.config import SearchConfig
+from lighten.search.driver import Driver, make_trial
+from lighten.search.study import Study
 from lighten.search.workers import WorkerLost, Workers
-from lighten.task import Task
+from lighten.task import Task, evaluate
 
 
 class Shuffled(Workers):
@@ -40,3 +44,23 @@ class Shuffled(Workers):
     def cancel(self, future: Future[Any]) -> None:
         del self.waiting[future]
         self.cancelled += 1
+
+
+def found_by(workers: Workers, folder: Path, epochs: int) -> list[tuple[object, ...]]:
+    """A real trial of each of two families by workers: what is known of each candidate."""
+    task = workers.task
+    config = SearchConfig(ratios=(0.5,), sparsities=(0.8,), schemes=(None,), epochs=epochs)
+    driver = Driver(
+        task=task,
+        budget=Budget(max_drop=0.05, minimize="size"),
+        config=config,
+        study=Study(folder, {}),
+        baseline=evaluate(task.model, task.selection, task.metric, 100),
+        cost=1.0,
+        workers=workers,
+        tell=lambda progress: None,
+    )
+    with driver.searching():
+        Search(driver=driver, whole={"onnxruntime": 1.0, "native": 1.0}).listed()
+    assert driver.n_asked == 2
+    return [(c.name, c.n_params, c.size_bytes, c.drop, c.note) for c in driver.candidates]

@@ -81,7 +81,7 @@ def searched(
         if config.is_listed:
             search.listed()
         else:
-            search.adaptive(look_at(task, config, lambda share, doing: None))
+            search.adaptive(look_at(Workers(task), config, lambda share, doing: None))
     assert all(0 <= progress.done <= progress.total for progress in seen)
     return driven, made
 

@@ -20,10 +20,10 @@ from lighten.search.adapt import next_step
 from lighten.search.candidate import Candidate, compared, store, stored
 from lighten.search.choose import Budget
 from lighten.search.config import SearchConfig
-from lighten.search.driver import RETRIES, Course, Driver, Progress, Wanted
+from lighten.search.driver import Course, Driver, Progress, Wanted
 from lighten.search.realize import Variant
 from lighten.search.study import Running, Spec
-from lighten.search.workers import WorkerLost, Workers
+from lighten.search.workers import RETRIES, WorkerLost, Workers
 from lighten.task import Task, evaluate
 from tests.search.shuffled import Shuffled
 from tests.tiny import tiny_task
@@ -189,9 +189,9 @@ def test_a_lost_worker_costs_its_trial_only_and_it_is_tried_again(
     workers = shuffled(3, 1, losing({"channels 3 5": 1, "zeros 7 5": RETRIES}))
     driven = driver(tmp_path, workers, max_trials=99)
     assert searched(driven) == alone
-    lost = [(entry["trial"], entry["times"], entry["retried"]) for entry in driven.lost]
+    lost = [(entry["at"], entry["times"], entry["retried"]) for entry in driven.workers.lost]
     assert sorted(lost) == [("channels 3 5", 1, True), ("zeros 7 5", 1, True), ("zeros 7 5", 2, True)]
-    assert {entry["why"] for entry in driven.lost} == {"machine 7 was switched off"}
+    assert {entry["why"] for entry in driven.workers.lost} == {"machine 7 was switched off"}
 
 
 def test_a_trial_that_keeps_losing_workers_is_given_up_by_name_and_tried_again_when_resumed(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_trial_that_keeps_losing_workers_is_given_up_by_name_and_tried_again_w
     failed = [c for c in driven.candidates if c.note]
     assert [c.name for c in failed] == ["channels 3 5, float", "channels 3 5, w8"]
     assert failed[0].note == f"lost {RETRIES + 1} workers, the last one so: machine 7 was switched off"
-    assert [entry["retried"] for entry in driven.lost] == [True] * RETRIES + [False]
+    assert [entry["retried"] for entry in driven.workers.lost] == [True] * RETRIES + [False]
     again = driver(tmp_path, shuffled(2, 1), max_trials=99, study=driven.study)
     assert searched(again)[0][0] == ("channels", LIMITS["channels"])
 

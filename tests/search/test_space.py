@@ -25,6 +25,7 @@ from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, la
 from lighten.search.realize import recovered
 from lighten.search.sensitivity import divergence, lasting, measure_harms
 from lighten.search.space import Network, look_at, space, time_terms, weight_terms
+from lighten.search.workers import Workers
 from tests.networks import NETWORKS
 from tests.tiny import TinyNet, tiny_task
 
@@ -37,7 +38,7 @@ def quiet(share: float, doing: str) -> None:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return look_at(tiny_task(), CONFIG, quiet)
+    return look_at(Workers(tiny_task()), CONFIG, quiet)
 
 
 def test_the_harm_of_channels_is_that_of_the_network_with_them_zero() -> None:
@@ -133,7 +134,7 @@ def test_the_weights_of_a_point_are_those_that_pruning_leaves(name: str, within:
 
 def test_times_fill_a_table_that_costs_the_whole(network: Network) -> None:
     for family, runtime in (("channels", "onnxruntime"), ("both", "native")):
-        terms = time_terms(network, family, runtime, 2.0, 1, quiet)
+        terms = time_terms(network, family, runtime, 2.0, 1, quiet, Workers(tiny_task()))
         made = space(network, family, terms, 2.0)
         assert total_cost(terms, [0] * len(made.choices)) == pytest.approx(2.0)
         cheapest = total_cost(terms, [len(c.options) - 1 for c in made.choices])

@@ -61,6 +61,7 @@ def compress(
         str | None, typer.Option(metavar="URL", help="Of the Optuna study; default: SQLite in the work folder.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that is there.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once; default: one.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -109,12 +110,17 @@ def compress(
             work_dir=work,
             storage=storage,
             resume=resume,
+            workers=workers,
             on_progress=draw,
         )
     if output is Format.JSON:
         print_json(result.data)
         return
     stderr.print(table(result))
+    for loss in result.data["lost_workers"]:
+        then = "tried again" if loss["retried"] else "given up"
+        said = f"Lost a worker at {loss['at']}, {then}: {loss['why']}"
+        stderr.print(said, style="yellow", markup=False, highlight=False)
     stderr.print(f"[bold]{'Accepted' if result.accepted else 'Not accepted'}.[/] ", end="")
     stderr.print(result.verdict, markup=False, highlight=False)
     for name in ("artifact", "plan.yaml", "report.html"):

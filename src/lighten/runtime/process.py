@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 TAIL_BYTES = 2000
+NONE: Mapping[str, str] = {}
 LIMIT_S = 900.0  # compiling a large network takes minutes
 
 
@@ -23,10 +25,12 @@ class Process:
     """``python -m module``, for work on what is called name; a context manager that ends it.
 
     threads: what OpenMP is told, before the process imports anything that uses it. limit_s: for an answer; a process
-    that takes longer hangs, and is ended.
+    that takes longer hangs, and is ended. environment: more variables.
     """
 
-    def __init__(self, module: str, name: str, threads: int, limit_s: float = LIMIT_S) -> None:
+    def __init__(
+        self, module: str, name: str, threads: int, limit_s: float = LIMIT_S, environment: Mapping[str, str] = NONE
+    ) -> None:
         self.name, self.limit_s = name, limit_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill and block; close() closes it
         self.process = subprocess.Popen(
@@ -34,7 +38,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(threads),
+            env=_environment(threads) | dict(environment),
         )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ class Search:
         return space(
             network,
             family,
-            time_terms(network, family, runtime, whole, self.config.threads, self.driver.part(0.0)),
+            time_terms(
+                network, family, runtime, whole, self.config.threads, self.driver.part(0.0), self.driver.workers
+            ),
             whole,
         )
 

@@ -83,6 +83,19 @@ class LayerTimes:
         return self._ms[_key(timed)]
 
 
+def layer_times(
+    runtime: str, threads: int, wanted: Sequence[Timed], tell: Callable[[float, str], None] = lambda share, doing: None
+) -> LayerTimes:
+    """Those of wanted, on this machine.
+
+    Raises:
+        ArtifactError, CaptureError: the runtime cannot run one of them.
+    """
+    times = LayerTimes(runtime, threads)
+    times.measure(wanted, lambda share: tell(share, f"timing layers on {runtime}"))
+    return times
+
+
 def layer_shapes(
     captured: CapturedModule, layers: Sequence[WeightLayer], example_inputs: tuple[Any, ...], batch: int
 ) -> list[list[Layer]]:

@@ -27,12 +27,10 @@ from lighten.search.choose import Budget, admissible
 from lighten.search.config import SearchConfig
 from lighten.search.realize import Variant, realize
 from lighten.search.study import Running, Spec, Study
-from lighten.search.workers import Tell, WorkerLost, Workers
+from lighten.search.workers import WAIT_S, Tell, WorkerLost, Workers
 from lighten.task import Task
 
-WAIT_S = 0.5
 AHEAD = 3  # guesses in a row
-RETRIES = 2  # of a trial whose worker was lost
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ class Driver:
     """The trials of a search.
 
     baseline: the original's scores on selection data. cost: the original's, of the objective. deadline: by
-    time.monotonic. candidates: of all trials that were asked for, in that order. lost: a description of each loss of a
-    worker. stopped: why no trial begins any more, or "".
+    time.monotonic. candidates: of all trials that were asked for, in that order. stopped: why no trial begins any
+    more, or "".
     """
 
     task: Task
@@ -101,7 +99,6 @@ class Driver:
     tell: OnProgress
     deadline: float = math.inf
     candidates: list[Candidate] = field(default_factory=list)
-    lost: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
     n_asked: int = 0
     _found: dict[Spec, list[Candidate]] = field(default_factory=dict)
@@ -251,9 +248,7 @@ class Driver:
         error = running.future.exception()
         if isinstance(error, WorkerLost):
             running.lost += 1
-            about = {"trial": wanted.variant.name, "times": running.lost, "why": str(error)}
-            self.lost.append({**about, "retried": running.lost <= RETRIES})
-            if running.lost <= RETRIES:
+            if self.workers.has_lost(wanted.variant.name, running.lost, error):
                 self._submit(running)
                 return
             # Not kept in the study: a search that is resumed, on better machines, tries it again.
@@ -296,7 +291,9 @@ def make_trial(
     folder: Path,
     tell: Tell,
 ) -> None:
-    """A job: realize variant's candidates and store them in folder."""
+    """A job: realize variant's candidates and store them in folder. checkpoints: used where there is such a folder."""
+    if checkpoints is not None and not checkpoints.is_dir():
+        checkpoints = None  # another machine's, which shares no files with this one
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
         store(realize(task, baseline, variant, config, Path(scratch), tell, checkpoints=checkpoints), folder)
 

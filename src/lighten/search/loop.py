@@ -15,7 +15,7 @@ from lighten.plan import Plan
 from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.folder import write_folder
-from lighten.runtime.measure import measure_latency, ratio_interval
+from lighten.runtime.measure import ratio_interval
 from lighten.search.adapt import Search
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
@@ -30,6 +30,7 @@ from lighten.search.outcome import (
     shortfall,
     verdict,
 )
+from lighten.search.pool import Pool
 from lighten.search.realize import lower_original, realize, representative_inputs, scored, variant_of
 from lighten.search.sanity import check_metric, fingerprint
 from lighten.search.space import look_at
@@ -70,6 +71,7 @@ def compress(
     work_dir: str | Path | None = None,
     storage: str | None = None,
     resume: bool = False,
+    workers: int | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Result:
     """Find the fastest (or smallest) version of task's model within the budget, and write it to out_dir.
@@ -86,6 +88,9 @@ def compress(
     file there. resume: go on with the search that is there, without losing a finished trial. pick: the name of one of
     its candidates; it is written to out_dir instead of the best, and nothing is searched.
 
+    workers: trials at once, each in a process of its own with its share of the cores; None = one, in this process.
+    What is found does not depend on it, as far as trainings do not depend on the number of threads.
+
     Raises:
         ConfigError, TaskError, CaptureError: bad settings, data or model. ArtifactError: out_dir holds other content,
         or cannot be written, or a trial that is kept is damaged.
@@ -98,14 +103,15 @@ def compress(
         max_size_bytes=max_size_bytes,
         accept=accept,
     )
-    config = replace(config or SearchConfig(), seed=seed, threads=threads or usable_cores(), batch=batch)
     out_dir = Path(out_dir).absolute()
     if out_dir.is_symlink() or out_dir.exists():
         _must_be_ours(out_dir)
     work_dir = Path(work_dir).absolute() if work_dir is not None else out_dir.with_name(out_dir.name + ".search")
     if plan is not None and (pick is not None or resume):
         raise ConfigError("A plan is done again without a search: give it without pick and resume.")
-    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, Workers(task) as crew:
+    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, _crew(task, workers) as crew:
+        threads = threads or crew.at_target(usable_cores)
+        config = replace(config or SearchConfig(), seed=seed, threads=threads, batch=batch)
         run = _Run(crew, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
         if plan is not None:
             found, stopped = run.replayed(plan), ""
@@ -122,6 +128,12 @@ def compress(
         data["wall_s"] = round(time.monotonic() - start, 1)
         _write(out_dir, chosen.path, chosen.plan, data)
     return Result(out_dir, data["accepted"], data["verdict"], chosen.plan, data)
+
+
+def _crew(task: Task, workers: int | None) -> Workers:
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers={workers} is below 1.")
+    return Workers(task) if workers in (None, 1) else Pool(task, workers)
 
 
 class _Run:
@@ -158,7 +170,7 @@ class _Run:
         if not lowered:
             raise ArtifactError(f"No runtime can run the model: {self.unable}")
         paths = {runtime: _path(candidate) for runtime, candidate in lowered.items()}
-        looks = measure_latency(paths, self.inputs, threads=config.threads, processes=2)
+        looks = self.workers.latency(paths, self.inputs, threads=config.threads, processes=2)
         self.whole_ms = {runtime: sample.median for runtime, sample in looks.items()}
         self._lowered = lowered
 
@@ -184,7 +196,7 @@ class _Run:
             if self.config.is_listed:
                 search.listed()
             else:
-                search.adaptive(look_at(self.task, self.config, driver.part(0.0), self._kinds()))
+                search.adaptive(look_at(self.workers, self.config, driver.part(0.0), self._kinds()))
         return driver.candidates, driver.stopped
 
     def kept(self, study: Study) -> list[Candidate]:
@@ -226,7 +238,7 @@ class _Run:
         tell(Progress(1, 1, "confirming on holdout data"))
         before, after = (scored(task, self.captured, _path(c), task.holdout) for c in (original, chosen))
         drop = paired_drop(before, after)
-        final = measure_latency(
+        final = self.workers.latency(
             {"original": _path(original), "chosen": _path(chosen)}, self.inputs, threads=config.threads
         )
         ratio = ratio_interval(final["original"], final["chosen"], seed=config.seed)
@@ -255,7 +267,9 @@ class _Run:
             "stopped": stopped,
             "original_ms": {**self.whole_ms, **self.unable},
             "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
-            "environment": environment(compressed.latency_ms.runtime, config.threads),
+            "workers": self.workers.n,
+            "lost_workers": self.workers.lost,
+            "environment": self.workers.at_target(environment, compressed.latency_ms.runtime, config.threads),
         }
 
     def _settle(self, study: Study | None) -> None:
@@ -278,7 +292,7 @@ class _Run:
     def _timed(self, candidates: list[Candidate]) -> list[Candidate]:
         """A first look at all of them, taking turns."""
         paths = {str(i): c.path for i, c in enumerate(candidates) if c.path is not None}
-        found = measure_latency(paths, self.inputs, threads=self.config.threads, processes=2)
+        found = self.workers.latency(paths, self.inputs, threads=self.config.threads, processes=2)
         return [replace(c, latency=found.get(str(i))) for i, c in enumerate(candidates)]
 
 

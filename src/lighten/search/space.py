@@ -4,7 +4,7 @@ Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (b
 "both" (fewer channels, and zeros in what is left).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,14 +30,16 @@ from lighten.search.choices import (
     zeroed_blocks,
 )
 from lighten.search.config import BLOCK, SearchConfig
-from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes
+from lighten.search.cost import Timed, exact, grid, interpolated, layer_shapes, layer_times
 from lighten.search.realize import N_SAMPLES, Variant
 from lighten.search.sanity import gives_logits
 from lighten.search.sensitivity import Harms, kept_on_disk, lasting, measure_harms
+from lighten.search.workers import Tell, Workers
 from lighten.task import Task, batches
 
 ONE = Layer(in_channels=1, out_channels=1)  # what a call costs in any case
 LEAST_SHARE = 0.1  # of what a layer takes alone that is its own, not the call's
+MEASURING = "measuring what each layer can spare"
 FAMILIES = ("channels", "zeros", "both")
 
 
@@ -116,30 +118,22 @@ class Space:
 
 
 def look_at(
-    task: Task, config: SearchConfig, tell: Callable[[float, str], None], kinds: Sequence[str] = ("channels", "zeros")
+    workers: Workers, config: SearchConfig, tell: Tell, kinds: Sequence[str] = ("channels", "zeros")
 ) -> Network:
-    """The network's choices, and the harm of every option alone.
+    """The network's choices, and the harm of every option alone, which workers share out among them.
 
     Raises:
         CaptureError: it cannot be traced. TaskError: the calibration data does not fit it.
     """
-    captured = capture(task.model, task.example_inputs).eval()
-    labels = propagate(captured, task.example_inputs)
-    groups = find_groups(labels)
-    layers, _ = find_layers(captured)
-    pattern = parse_pattern(BLOCK)
-    fit = [layer for layer in layers if not pattern.misfit(captured.get_parameter(layer.parameter).shape)]
-    channels = channel_choices(captured, labels, groups, config.channel_shares, config.round_to)
-    choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
-    choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
-    harms = _harms(task, captured, labels, choices, {layer.name: layer for layer in layers}, tell)
-    shapes = layer_shapes(captured, layers, task.example_inputs, config.batch)
+    task = workers.task
+    seen = _seen(task, config, kinds)
+    shapes = layer_shapes(seen.captured, seen.layers, task.example_inputs, config.batch)
     return Network(
-        layers=tuple(layers),
+        layers=seen.layers,
         shapes=tuple(tuple(of_layer) for of_layer in shapes),
-        around=tuple(_around(labels, layer, groups) for layer in layers),
-        choices=tuple(choices),
-        harms=harms,
+        around=tuple(_around(seen.labels, layer, seen.groups) for layer in seen.layers),
+        choices=seen.choices,
+        harms=_harms(workers, config, kinds, seen, tell),
         macs=sum(shape.macs for of_layer in shapes for shape in of_layer),
     )
 
@@ -164,21 +158,20 @@ def choices_of(network: Network, family: str) -> tuple[Choice, ...]:
 
 
 def time_terms(
-    network: Network, family: str, runtime: str, whole_ms: float, threads: int, tell: Callable[[float, str], None]
+    network: Network, family: str, runtime: str, whole_ms: float, threads: int, tell: Tell, workers: Workers
 ) -> list[Term]:
-    """Milliseconds on that runtime, where the network as it is takes whole_ms.
+    """Milliseconds on that runtime, where the network as it is takes whole_ms; timed where workers' target is.
 
     Raises:
         ArtifactError, CaptureError: the runtime cannot run a layer alone.
     """
     choices = choices_of(network, family)
-    times = LayerTimes(runtime, threads)
     axes = _axes(network, choices)
     wanted = [Timed(ONE)]
     for shapes, (_, shares) in zip(network.shapes, axes, strict=True):
         for shape in dict.fromkeys(shapes):
             wanted += grid(shape, *shares) if runtime == "native" else exact(shape, shares[0], shares[1])
-    times.measure(wanted, lambda share: tell(share, f"timing layers on {runtime}"))
+    times = workers.at_target(layer_times, runtime, threads, wanted, tell=tell)
     # The native engine runs all layers in one call. What calls a kernel a node spends that in a network as well: with
     # it, ResNet-20's 0.27, 0.21 and 0.18 ms at fewer channels were foretold as 0.25, 0.19, 0.16, else 0.23, 0.16, 0.12.
     call_ms = times.ms(Timed(ONE)) if runtime == "native" else 0.0
@@ -222,42 +215,83 @@ def _terms_of_what_is_left(network: Network, family: str, of_layers: Sequence[fl
     return terms
 
 
-def _harms(
-    task: Task,
-    captured: CapturedModule,
-    labels: Labels,
-    choices: Sequence[Choice],
-    layers: Mapping[str, WeightLayer],
-    tell: Callable[[float, str], None],
-) -> Harms:
+@dataclass(frozen=True)
+class _Seen:
+    """What tracing the network shows."""
+
+    captured: CapturedModule
+    labels: Labels
+    groups: list[Group]
+    layers: tuple[WeightLayer, ...]
+    choices: tuple[Choice, ...]
+
+
+def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
+    captured = capture(task.model, task.example_inputs).eval()
+    labels = propagate(captured, task.example_inputs)
+    groups = find_groups(labels)
+    layers, _ = find_layers(captured)
+    pattern = parse_pattern(BLOCK)
+    fit = [layer for layer in layers if not pattern.misfit(captured.get_parameter(layer.parameter).shape)]
+    channels = channel_choices(captured, labels, groups, config.channel_shares, config.round_to)
+    choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
+    choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
+    return _Seen(captured, labels, groups, tuple(layers), tuple(choices))
+
+
+def _harms(workers: Workers, config: SearchConfig, kinds: Sequence[str], seen: _Seen, tell: Tell) -> Harms:
+    task = workers.task
+
+    def measured() -> Harms:
+        if workers.n == 1:
+            return _measured(task, seen, seen.choices, tell)
+        n = min(workers.n, len(seen.choices))
+        jobs = [(harms_of_some, config, kinds, i, n) for i in range(n)]
+        found: Harms = {}
+        for share in workers.all_done(jobs, MEASURING, tell):
+            found |= share
+        return {choice.key: found[choice.key] for choice in seen.choices}
+
+    about = {"options": {c.key: c.options for c in seen.choices}, "are_logits": gives_logits(task)}
+    tensors = [*seen.captured.state_dict().values(), *torch.utils._pytree.tree_leaves(_samples(task))]
+    return kept_on_disk(about, tensors, measured)
+
+
+def harms_of_some(task: Task, config: SearchConfig, kinds: Sequence[str], first: int, n: int, *, tell: Tell) -> Harms:
+    """A job: the harms of every n-th choice from the first on."""
+    seen = _seen(task, config, kinds)
+    return _measured(task, seen, seen.choices[first::n], tell)
+
+
+def _measured(task: Task, seen: _Seen, choices: Sequence[Choice], tell: Tell) -> Harms:
+    captured, layers = seen.captured, {layer.name: layer for layer in seen.layers}
+
     def change(choice: Choice, i: int) -> dict[str, torch.Tensor]:
         if not choice.options[i]:
             return {}
         if isinstance(choice, ChannelChoice):
-            return zeroed_units(captured, labels, choice.gone[i])
+            return zeroed_units(captured, seen.labels, choice.gone[i])
         return zeroed_blocks(captured, layers[choice.name], choice.options[i], BLOCK)
 
     options = {c.key: [(lambda c=c, i=i: change(c, i)) for i in range(len(c.options))] for c in choices}
+    return measure_harms(
+        captured,
+        options,
+        _samples(task),
+        are_logits=gives_logits(task),
+        on_progress=lambda share: tell(share, MEASURING),
+    )
+
+
+def _samples(task: Task) -> list[Any]:
+    """Batches of calibration data that make up N_SAMPLES, or all there are."""
     given, n = [], 0
     for batch in batches(task.calibration, task.batch_size):
         if n >= N_SAMPLES:
             break
         given.append(batch)
         n += len(torch.utils._pytree.tree_leaves(batch)[0])
-    are_logits = gives_logits(task)
-    about = {"options": {c.key: c.options for c in choices}, "are_logits": are_logits}
-    tensors = [*captured.state_dict().values(), *torch.utils._pytree.tree_leaves(given)]
-    return kept_on_disk(
-        about,
-        tensors,
-        lambda: measure_harms(
-            captured,
-            options,
-            given,
-            are_logits=are_logits,
-            on_progress=lambda share: tell(share, "measuring what each layer can spare"),
-        ),
-    )
+    return given
 
 
 def _around(labels: Labels, layer: WeightLayer, groups: Sequence[Group]) -> tuple[str | None, str | None]:

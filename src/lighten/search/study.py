@@ -9,6 +9,7 @@ Source: Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Fra
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,7 +138,9 @@ class Study:
 
     def checkpoints(self, spec: Spec) -> Path:
         """Where the training of that trial may be gone on from, whichever process began it."""
-        folder = self.folder / "checkpoints" / f"{spec.family}-{spec.step}-{spec.epochs}"
+        # By a name that is this study's alone: a worker on another machine may have such a folder of another search.
+        study = self.once("id", secrets.token_hex(4))
+        folder = self.folder / "checkpoints" / f"{study}-{spec.family}-{spec.step}-{spec.epochs}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
