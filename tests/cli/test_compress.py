@@ -97,5 +97,8 @@ def test_where_work_is_done_is_checked_before_it_begins(
     task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [str(task_file), "--max-drop", "0.1", "--out", str(tmp_path / "out")]
+    code, _, stderr = run(capsys, *given, "--target-label", "pi")
+    assert code == 1
+    assert "target_label='pi' needs ray=ADDRESS" in stderr
     assert run(capsys, *given, "--workers", "0")[0] == 2
     assert not (tmp_path / "out").exists()

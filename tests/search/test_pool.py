@@ -93,8 +93,9 @@ def test_a_task_that_cannot_be_pickled_and_a_pool_of_one_are_refused() -> None:
         Pool(tiny_task(loss=threading.Lock()), 2)
     with pytest.raises(ConfigError, match="A pool of 1 is none"):
         Pool(tiny_task(), 1)
-    with pytest.raises(ConfigError, match="workers=0 is below 1"):
-        lighten.compress(tiny_task(), max_drop=0.1, out_dir="never", workers=0)
+    for wrong, message in (({"workers": 0}, "workers=0 is below 1"), ({"target_label": "pi"}, "needs ray=ADDRESS")):
+        with pytest.raises(ConfigError, match=message):
+            lighten.compress(tiny_task(), max_drop=0.1, out_dir="never", **wrong)  # type: ignore[arg-type]
 
 
 def test_harms_are_the_same_to_the_bit(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

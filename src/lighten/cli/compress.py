@@ -61,7 +61,15 @@ def compress(
         str | None, typer.Option(metavar="URL", help="Of the Optuna study; default: SQLite in the work folder.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search that is there.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once; default: one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once; default: one, on a cluster one a node.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Trials run on this Ray cluster (extra: ray).")
+    ] = None,
+    target_label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Time on the cluster's nodes that have the resource NAME.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -111,6 +119,8 @@ def compress(
             storage=storage,
             resume=resume,
             workers=workers,
+            ray=ray,
+            target_label=target_label,
             on_progress=draw,
         )
     if output is Format.JSON:

@@ -72,6 +72,8 @@ def compress(
     storage: str | None = None,
     resume: bool = False,
     workers: int | None = None,
+    ray: str | None = None,
+    target_label: str | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Result:
     """Find the fastest (or smallest) version of task's model within the budget, and write it to out_dir.
@@ -89,10 +91,13 @@ def compress(
     its candidates; it is written to out_dir instead of the best, and nothing is searched.
 
     workers: trials at once, each in a process of its own with its share of the cores; None = one, in this process.
-    What is found does not depend on it, as far as trainings do not depend on the number of threads.
+    What is found does not depend on it, as far as trainings do not depend on the number of threads. ray: the address
+    of a Ray cluster, whose nodes do the trials (extra `ray`); workers is then one a node by default. target_label: the
+    custom resource of the nodes there that latency is measured on; None = this machine.
 
     Raises:
-        ConfigError, TaskError, CaptureError: bad settings, data or model. ArtifactError: out_dir holds other content,
+        ConfigError, TaskError, CaptureError: bad settings, data or model, or no cluster. MissingExtraError: Ray is not
+        installed. ArtifactError: out_dir holds other content,
         or cannot be written, or a trial that is kept is damaged.
     """
     start = time.monotonic()
@@ -109,7 +114,7 @@ def compress(
     work_dir = Path(work_dir).absolute() if work_dir is not None else out_dir.with_name(out_dir.name + ".search")
     if plan is not None and (pick is not None or resume):
         raise ConfigError("A plan is done again without a search: give it without pick and resume.")
-    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, _crew(task, workers) as crew:
+    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, _crew(task, workers, ray, target_label) as crew:
         threads = threads or crew.at_target(usable_cores)
         config = replace(config or SearchConfig(), seed=seed, threads=threads, batch=batch)
         run = _Run(crew, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
@@ -130,9 +135,15 @@ def compress(
     return Result(out_dir, data["accepted"], data["verdict"], chosen.plan, data)
 
 
-def _crew(task: Task, workers: int | None) -> Workers:
+def _crew(task: Task, workers: int | None, ray: str | None, target_label: str | None) -> Workers:
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers} is below 1.")
+    if ray is not None:
+        from lighten.search.cluster import Cluster  # brings Ray, which is an extra
+
+        return Cluster(task, ray, workers, target_label)
+    if target_label is not None:
+        raise ConfigError(f"There are labels on a cluster only: target_label='{target_label}' needs ray=ADDRESS too.")
     return Workers(task) if workers in (None, 1) else Pool(task, workers)
 
 

@@ -1,7 +1,7 @@
 """Workers: where the work of a search is done.
 
 A job is a function at the top of a module: of the task, and of plain data. It runs here, one at a time, or in several
-processes (see pool). What a job writes it writes into a folder; whichever worker did
+processes (see pool), or on a Ray cluster (see cluster). What a job writes it writes into a folder; whichever worker did
 it, the folder is on this machine once the job is done.
 """
 
