@@ -33,13 +33,10 @@ from lighten.search.allocate import Allocation
 from lighten.search.config import SearchConfig
 from lighten.search.realize import default_epochs, lower_original, realize, representative_inputs, scored
 from lighten.search.space import Network, Space, look_at, mac_terms, space, time_terms
+from lighten.search.workers import Workers, quiet
 from lighten.task import evaluate, load_task
 
 NAMES = ("allocated", "harm as measured", "by MACs", "equal shares", "no teacher")
-
-
-def quiet(share: float, doing: str) -> None:
-    pass
 
 
 def as_measured(made: Space) -> Space:
@@ -99,8 +96,10 @@ def main() -> None:
             f"the original, {r}": lower_original(task, config, r, scratch / r).path for r in ("onnxruntime", "native")
         }
         whole = measure_latency(paths, inputs, threads=config.threads, processes=2)["the original, native"].median
-        network = look_at(task, config, quiet)
-        made = space(network, "both", time_terms(network, "both", "native", whole, config.threads, quiet), whole)
+        workers = Workers(task)
+        network = look_at(workers, config, quiet)
+        terms = time_terms(network, "both", "native", whole, config.threads, quiet, workers)
+        made = space(network, "both", terms, whole)
         points = {
             "allocated": made.point(options.ms),
             "harm as measured": as_measured(made).point(options.ms),
