@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
@@ -25,7 +25,7 @@ from lighten.runtime.native.program import (
 )
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.stored import Stored, read_stored, to_arrays
-from tests.runtime.native.guarded import close, damage_and_run, random, run
+from tests.runtime.native.guarded import TOLERANCE, close, damage_and_run, random, run
 
 grids = st.sampled_from([(1, 1), (1, 2), (1, 17), (1, 65), (3, 7)])
 lanes, threads, seeds = st.sampled_from([4, 8, 16]), st.sampled_from([2, 3, 8]), st.integers(0, 99)
@@ -80,6 +80,7 @@ def test_any_softmax_is_the_modules(
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 70), grid=grids, offset=st.sampled_from([0, 100]), lanes=lanes, threads=threads, seed=seeds)
+@example(rows=3, grid=(1, 65), offset=100, lanes=4, threads=2, seed=68)  # three values that are nearly the same
 def test_any_layer_norm_is_the_modules(
     rows: int, grid: tuple[int, int], offset: float, lanes: int, threads: int, seed: int
 ) -> None:
@@ -91,7 +92,12 @@ def test_any_layer_norm_is_the_modules(
     )
     stored = Stored(arrays={"scale": scale[:, None].numpy(), "shift": shift[:, None].numpy()})
     got = run(Program((Sizes(rows, *grid),), ops, (3,)), stored, x, (rows, *grid), lanes, (1, threads))
-    close(got, F.layer_norm(x.movedim(1, -1), (rows,), scale, shift, 1e-3).movedim(-1, 1))
+    exact = x.double()
+    wanted = F.layer_norm(exact.movedim(1, -1), (rows,), scale.double(), shift.double(), 1e-3).movedim(-1, 1)
+    # A mean of float32 is off by a rounding of each summand, which a small deviation blows up.
+    off = (rows + 2) * torch.finfo(torch.float32).eps * exact.abs().amax(1) / (exact.var(1, correction=0) + 1e-3).sqrt()
+    allowed = TOLERANCE * wanted.abs().max() + off[:, None] * scale.abs().max()
+    assert ((got - wanted).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize(
