@@ -3,6 +3,7 @@
     python benchmarks/coverage.py                         every network in tests/networks, lighten and Torch-Pruning
     python benchmarks/coverage.py --timm --tool lighten   the smallest architecture of every family in timm
     python benchmarks/coverage.py --timm-all              every architecture in timm
+    python benchmarks/coverage.py swin timm:resnet18      these alone
 
 Each case runs in a process of its own, with a time limit. The oracle knows neither tool: all parameters are made
 distinct numbers in float64, so what a tool kept can be read off the pruned parameters; everything else is set to zero
@@ -20,7 +21,6 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,8 @@ def len_of(model: nn.Module) -> int:
 
 
 def names(arguments: argparse.Namespace) -> list[str]:
+    if arguments.networks:
+        return list(arguments.networks)
     if not (arguments.timm or arguments.timm_all):
         from tests.networks import NETWORKS
 
@@ -174,18 +176,18 @@ def names(arguments: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help="names of tests/networks, or timm:ARCHITECTURE")
     parser.add_argument("--tool", action="append", choices=sorted(TOOLS), help="default: all that are installed")
     parser.add_argument("--timm", action="store_true")
     parser.add_argument("--timm-all", action="store_true")
     parser.add_argument("--max-parameters", type=float, default=12e6, help="leave out timm families that start larger")
     parser.add_argument("--limit-s", type=int, default=60, help="of processor time")
-    parser.add_argument("--only", default="*", help="shell pattern over names")
     arguments = parser.parse_args()
     tools = arguments.tool or sorted(TOOLS)
     preload = ["lighten.prune", "tests.networks", *(["torch_pruning"] if "torch-pruning" in tools else [])]
     multiprocessing.set_forkserver_preload(preload)  # once, and not in every process
     counts = {tool: Counter[str]() for tool in tools}
-    for name in (name for name in names(arguments) if fnmatch(name, arguments.only)):
+    for name in names(arguments):
         for tool in tools:
             result = in_a_process(tool, name, arguments.limit_s)
             counts[tool][result["outcome"]] += 1

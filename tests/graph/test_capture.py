@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lighten.errors import CaptureError
@@ -41,6 +42,22 @@ def test_training_mode_drops_and_normalizes_like_the_original() -> None:
     assert torch.equal(captured(x), want)
     assert torch.equal(captured.norm.running_mean, model.norm.running_mean)
     assert not captured.norm.running_mean.eq(0).any()
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight has mean 0 and variance 1 in each filter, as in NFNets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, len(self.weight), -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_statistics_that_do_not_follow_the_mode_are_taken_in_both() -> None:
+    model, x = Standardized(1, 4, 3), torch.randn(2, 1, 8, 8)
+    captured = copy.deepcopy(capture(model, (x,)))
+    for mode in (False, True, False):
+        assert torch.equal(captured.train(mode)(x), model.train(mode)(x))
 
 
 def test_a_copy_keeps_its_own_mode_and_its_plan() -> None:

@@ -59,7 +59,7 @@ class CapturedModule(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             flag = TRAINING_FLAG.get(node.target)
-            if flag is not None and arguments(node)[flag] is not mode:
+            if flag is not None and not node.meta.get("always_trains") and arguments(node)[flag] is not mode:
                 set_argument_(node, flag, mode)
                 changed = True
         if changed:
@@ -260,4 +260,10 @@ def _keep_only_origin(captured: CapturedModule) -> None:
         path = list(stack.values())[-1][0] if stack else ""
         if node.op == "get_attr":
             path = str(node.target).rpartition(".")[0]
-        node.meta = {"layer": path, "line": node.meta.get("stack_trace", "")}
+        node.meta = {"layer": path, "line": node.meta.get("stack_trace", ""), "always_trains": _always_trains(node)}
+
+
+def _always_trains(node: fx.Node) -> bool:
+    """True for what trains although the model was traced in eval mode: statistics of weights by F.batch_norm, say."""
+    flag = TRAINING_FLAG.get(node.target)
+    return flag is not None and arguments(node)[flag] is True
