@@ -155,6 +155,27 @@ class Scaled(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class ComputedWeights(nn.Module):
+    """Both layers look at all of a filter before they use it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.first.weight
+        x = F.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True)).mean((2, 3))
+        return self.last(F.linear(x, F.normalize(self.middle.weight, dim=1)))
+
+
+def test_layers_whose_weight_is_computed_stay_and_are_named() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    frozen = propagate(capture(ComputedWeights(), (x,)), (x,)).frozen
+    assert "its weight is computed" in frozen["first"]
+    assert "its weight is computed" in frozen["middle"]
+    assert "an output of the model" in frozen["last"]
+
+
 def test_the_scale_of_attention_stays_that_of_the_original_head() -> None:
     x = (torch.randn(2, 5, 8, dtype=torch.float64),)
     captured = capture(Scaled().double(), x)

@@ -169,7 +169,7 @@ def _collect(state: Propagation) -> Labels:
 
 def _frozen(state: Propagation, roots: Tensor) -> dict[str, str]:
     reason_of = {int(i): reason for ids, reason in reversed(state.frozen) for i in ids}
-    frozen: dict[str, str] = {}
+    frozen = dict(state.kept_layers)
     for slot in state.slots.values():
         if slot.role == "output":
             stay = slot.ids[roots[slot.ids] == 0].tolist()

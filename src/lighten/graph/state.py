@@ -54,6 +54,7 @@ class Propagation:
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)  # ids of parameters used element by element
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    kept_layers: dict[str, str] = field(default_factory=dict)  # layers that are kept as a whole, and why
     zeros: set[fx.Node] = field(default_factory=set)  # nodes whose units compute 0 once their weights are 0
     choices: list[tuple[str, int, Tensor]] = field(default_factory=list)  # node, axis, the ids that were kept
     found: list[Tensor] = field(default_factory=list)  # ids along the axes that find_axis named

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from lighten.graph.capture import layer_of
 from lighten.graph.ids import by_index, no_ids, spread, tensors_in, varying_axes
 from lighten.graph.state import Propagation
 
@@ -24,6 +25,21 @@ def stay(state: Propagation, node: fx.Node, reason: str) -> Any:
     for ids in tensors_in(fx.map_arg((node.args, node.kwargs), state.ids)):
         state.freeze(ids, reason)
     return no_ids(state.sizes[node])
+
+
+def computed_weight(state: Propagation, node: fx.Node, weight: fx.Node) -> Any:
+    """A layer whose weight is made in the forward pass, by weight standardization say, is kept."""
+    reason = "its weight is computed in the forward pass, and with fewer channels another one would be"
+    owners = {state.names[str(n.target)].rpartition(".")[0] for n in _parameters_behind(state, weight)}
+    state.kept_layers.update(dict.fromkeys(owners or {layer_of(node)}, reason))
+    return stay(state, node, reason)
+
+
+def _parameters_behind(state: Propagation, node: fx.Node) -> set[fx.Node]:
+    """The parameters and buffers that node is computed from, if it is from these alone."""
+    if node not in state.shapes.free:
+        return set()
+    return {node} if node.op == "get_attr" else {p for n in node.all_input_nodes for p in _parameters_behind(state, n)}
 
 
 def outputs_stay(state: Propagation, node: fx.Node) -> None:

@@ -10,9 +10,9 @@ from lighten.graph.ids import spread
 from lighten.graph.rules.common import (
     Rule,
     are_parameters,
+    computed_weight,
     line_of,
     named,
-    not_understood,
     other_axis,
     planes,
     tie_output,
@@ -27,7 +27,7 @@ def convolution(state: Propagation, node: fx.Node) -> Any:
     given = arguments(node)
     weight, bias, groups = given["weight"], given["bias"], given["groups"]
     if not are_parameters(weight, bias):
-        return not_understood(state, node)
+        return computed_weight(state, node, weight)
     n_out, n_in_group, *kernel = state.sizes[weight].shape
     ids = state.current(state.regular_ids(given["input"]))
     passing = _passing_batch(state, node, ids, len(kernel))
@@ -53,7 +53,7 @@ def transposed_convolution(state: Propagation, node: fx.Node) -> Any:
     given = arguments(node)
     weight, bias, groups = given["weight"], given["bias"], given["groups"]
     if not are_parameters(weight, bias):
-        return not_understood(state, node)
+        return computed_weight(state, node, weight)
     n_in, n_out_group, *kernel = state.sizes[weight].shape
     ids = state.current(state.regular_ids(given["input"]))
     passing = _passing_batch(state, node, ids, len(kernel))

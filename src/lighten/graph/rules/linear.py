@@ -6,14 +6,17 @@ import torch
 from torch import fx
 
 from lighten.graph.arguments import arguments
-from lighten.graph.rules.common import Rule, named, not_understood, tie_output
+from lighten.graph.rules.common import Rule, computed_weight, named, not_understood, tie_output
 from lighten.graph.rules.contraction import LETTERS, Operand, add_bias, contract
+from lighten.graph.rules.weights import weight_view
 from lighten.graph.state import Propagation
 
 
 def linear(state: Propagation, node: fx.Node) -> Any:
     """x [..., in], weight [out, in], bias [out]."""
     given = arguments(node)
+    if given["weight"] in state.shapes.free and weight_view(state, given["weight"]) is None:
+        return computed_weight(state, node, given["weight"])
     n_axes = state.sizes[given["input"]].ndim
     before, n_out = LETTERS[: n_axes - 1], state.sizes[given["weight"]].ndim - 1
     made = "z" * n_out  # a weight [in] makes a number
