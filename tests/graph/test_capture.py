@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -161,3 +162,36 @@ def test_shapes_are_found_whatever_the_order_of_a_dict() -> None:
         for given in ({"left": left, "right": right}, {"right": right, "left": left})
     )
     assert straight == crossed
+
+
+class Shared(nn.Module):
+    """Writes into views of what it reads again later."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        seen = self.view(x)
+        seen.mul_(2)
+        return x + seen.sum()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.movedim(1, 2),
+        lambda x: x.swapaxes(0, 1),
+        lambda x: x.mT,
+        lambda x: x.unflatten(1, (2, 2)),
+        lambda x: x.contiguous(),
+        lambda x: x.split(2, 1)[1],
+        lambda x: F.dropout(x, 0.5, training=False),
+        lambda x: x.clone(),
+    ],
+)
+def test_a_write_into_a_view_reaches_what_it_is_a_view_of(view: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 4, 3)
+    model = Shared(view)
+    assert torch.equal(capture(model, (x,))(x), model(x))

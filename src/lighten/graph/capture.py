@@ -8,6 +8,7 @@ came from.
 
 import copy
 import io
+import operator
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -220,7 +221,7 @@ def _drop_guards(captured: CapturedModule) -> None:
 
 
 def _replace_in_place_operators(graph: fx.Graph) -> None:
-    """relu_(x) becomes relu(x), read by all that comes later; a write into a view or an input stays as it is."""
+    """relu_(x) becomes relu(x), read by all that comes later, where nothing else that comes later shares x's memory."""
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -229,10 +230,14 @@ def _replace_in_place_operators(graph: fx.Graph) -> None:
             continue
         pure = getattr(getattr(aten, packet[:-1], None), overload, None)
         written = node.args[0]
-        if pure is None or not isinstance(written, fx.Node) or _is_or_has_view(written):
+        if pure is None or not isinstance(written, fx.Node):
+            continue
+        later, shared = set(_nodes_after(node)), _sharing_memory(written, node)
+        if any(n.op in ("placeholder", "get_attr") for n in shared) or any(
+            user in later for n in shared - {written} for user in n.users
+        ):
             continue
         node.target = pure
-        later = set(_nodes_after(node))
         written.replace_all_uses_with(node, later.__contains__)
 
 
@@ -241,16 +246,25 @@ def _nodes_after(node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-_VIEWS = {
-    *("view", "reshape", "flatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select"),
-    *("split", "chunk", "split_with_sizes", "unbind", "alias", "detach", "narrow", "getitem"),
-}
+def _sharing_memory(node: fx.Node, writer: fx.Node) -> set[fx.Node]:
+    """The nodes that node is a view of, those that are views of it or of them, and node; not what writer returns."""
+    while _may_return_its_input(node):
+        node = node.all_input_nodes[0]
+    found, open_ = {node}, [node]
+    while open_:
+        for user in open_.pop().users:
+            if user is not writer and user not in found and _may_return_its_input(user):
+                found.add(user)
+                open_.append(user)
+    return found
 
 
-def _is_or_has_view(node: fx.Node) -> bool:
-    return any(
-        getattr(n.target, "__name__", str(n.target)).split(".")[0] in _VIEWS for n in (node, *node.users)
-    ) or node.op in ("placeholder", "get_attr")
+def _may_return_its_input(node: fx.Node) -> bool:
+    """True for views, for in-place operators, and for what does nothing in eval mode."""
+    if node.target is operator.getitem or "dropout" in str(node.target):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
 def _keep_only_origin(captured: CapturedModule) -> None:
@@ -265,5 +279,5 @@ def _keep_only_origin(captured: CapturedModule) -> None:
 
 def _always_trains(node: fx.Node) -> bool:
     """True for what trains although the model was traced in eval mode: statistics of weights by F.batch_norm, say."""
-    flag = TRAINING_FLAG.get(node.target)
+    flag = TRAINING_FLAG.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
     return flag is not None and arguments(node)[flag] is True
