@@ -213,11 +213,14 @@ def _output_size(r: Rewriting) -> None:
 
 CHANGES: dict[Any, Callable[[Rewriting], None]] = {
     **dict.fromkeys(
-        [aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default, aten.zeros.default,
+        [aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default,
+         aten.broadcast_to.default, aten.zeros.default,
          aten.ones.default, aten.full.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default],
         _result_size),
     aten.unflatten.int: _unflatten,
-    **dict.fromkeys([aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default], _split),
+    **dict.fromkeys([aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default,
+                     aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.unsafe_chunk.default,
+                     aten.tensor_split.sections, aten.tensor_split.indices], _split),
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
     aten.roll.default: _roll,

@@ -191,13 +191,15 @@ MOVES = named(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "numpy_T", "movedim",
     "swapaxes", "unsqueeze", "squeeze", "view_as", "reshape_as", "stack", "split", "chunk", "split_with_sizes",
     "unbind", "select", "narrow", "flip", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "tile",
-    "unfold", "diagonal",
+    "unfold", "diagonal", "mT", "mH", "matrix_H", "adjoint", "swapdims", "moveaxis", "ravel", "rot90", "fliplr",
+    "flipud", "hstack", "vstack", "dstack", "column_stack", "tensor_split", "unsafe_chunk", "unsafe_split",
+    "unsafe_split_with_sizes",
 )  # fmt: skip
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(MOVES, movement),
-    **dict.fromkeys(named("cat", "concat"), joined),
+    **dict.fromkeys(named("cat", "concat", "concatenate"), joined),
     **dict.fromkeys(named("slice"), sliced),
-    **dict.fromkeys(named("expand", "expand_as"), expanded),
+    **dict.fromkeys(named("expand", "expand_as", "broadcast_to"), expanded),
     **dict.fromkeys(named("roll"), rolled),
     **dict.fromkeys(named("channel_shuffle"), shuffled),
     **dict.fromkeys([aten.index.Tensor, aten.index_select.default], indexed),

@@ -59,9 +59,11 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         [*named("mean", "sum", "amax", "amin", "std", "var", "linalg_vector_norm", "logsumexp", "argmax", "argmin",
                 "prod", "norm", "frobenius_norm", "any", "all", "count_nonzero"),
-         aten.max.dim, aten.min.dim, aten.max.default, aten.min.default, aten.std_mean.correction, aten.std_mean.dim,
+         aten.max.dim, aten.min.dim, aten.median.dim, aten.nanmedian.dim, aten.mode.default,
+         aten.max.default, aten.min.default, aten.std_mean.correction, aten.std_mean.dim,
          aten.var_mean.correction, aten.var_mean.dim], reduction),
     **dict.fromkeys(named("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum",
-                          "cumprod", "logcumsumexp", "sort", "topk"),
+                          "cumprod", "logcumsumexp", "cummax", "cummin", "sort",
+                          "topk"),
                     along_axis),
 }  # fmt: skip

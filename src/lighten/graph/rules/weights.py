@@ -16,7 +16,10 @@ from lighten.graph.rules.common import named
 from lighten.graph.state import Propagation
 
 aten = torch.ops.aten
-TRANSPOSITIONS = {*named("t", "transpose", "permute", "numpy_T", "detach", "alias", "contiguous", "clone")}
+TRANSPOSITIONS = {
+    *named("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis"),
+    *named("detach", "alias", "contiguous", "clone"),
+}
 CUTS = {*named("split", "split_with_sizes", "chunk", "slice"), operator.getitem}
 READERS = {
     *named("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"),
