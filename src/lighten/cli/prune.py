@@ -32,7 +32,7 @@ def prune(
         str | None, typer.Option(help="The criterion: l2, taylor, kernel, sparsegpt, …", show_default="l2")
     ] = None,
     scope: Annotated[
-        str | None, typer.Option(help="global, layer or (for weights) erk.", show_default="global")
+        str | None, typer.Option(help="global, layer, for weights erk, for channels macs.", show_default="global")
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="one-shot, iterative:n, cubic:n or gradual:n.", show_default="one-shot")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.graph.groups import Group, layer_name, rows_of_units
@@ -18,10 +19,11 @@ from lighten.prune import importance as _importance  # noqa: F401  importing the
 from lighten.prune.gradients import Loss
 from lighten.prune.heads import groups_of
 from lighten.prune.history import remember_removal_
-from lighten.prune.importance.unit_data import score_units
+from lighten.prune.importance.unit_data import comparable, score_units
 from lighten.prune.overrides import own_ratios
 from lighten.prune.refit import refit_
 from lighten.prune.select import SelectConfig, select_units
+from lighten.prune.unit_macs import unit_macs
 
 
 def prune_channels(
@@ -43,16 +45,23 @@ def prune_channels(
     which the layers that lost inputs are then fitted, see lighten.prune.refit; None = they are not.
 
     Raises:
-        ConfigError: an unknown criterion, an override that fits no layer, or no heads where heads were asked for.
+        ConfigError: an unknown criterion, one that does not go with the scope, an override that fits no layer, or no
+        heads where heads were asked for.
         TaskError: the criterion looks at data, and there is none or it does not fit.
         CaptureError: the model cannot be traced, or the check failed.
     """
+    if config.scope == "macs" and importance not in comparable():
+        raise ConfigError(
+            f"scope='macs' weighs importance against cost, but scores of '{importance}' do not compare between layers. "
+            f"Use one of {', '.join(comparable())}, or scope='global'."
+        )
     captured = capture(model, example_inputs)
     labels = propagate(captured, example_inputs, keep=granularity)
     groups = groups_of(labels, granularity, exclude)
     rows = unit_rows(captured, groups)
     scores = score_units(captured, labels, groups, rows, importance, calibration, loss)
-    gone = select_units(scores, config, own_ratios([group.producers for group in groups], overrides or {}))
+    costs = unit_macs(captured, groups, example_inputs) if config.scope == "macs" else None
+    gone = select_units(scores, config, own_ratios([group.producers for group in groups], overrides or {}), costs)
     units = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.units[i] for g, i in zip(groups, gone, strict=True))])
     before = copy.deepcopy(captured)
     dense = None if refit is None else copy.deepcopy(captured)

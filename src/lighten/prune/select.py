@@ -11,14 +11,15 @@ from torch import Tensor
 
 from lighten.errors import ConfigError
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "macs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """ratio: share of the units to remove, in [0, 1). scope: "layer" = the share of every group, "global" = of all
-    groups together, by scores relative to each group's mean. round_to: kept counts are multiples of it (or all).
-    min_keep: at least so many of each group are kept (or all)."""
+    groups together, by scores relative to each group's mean, "macs" = of all groups together, by scores over what the
+    units cost. round_to: kept counts are multiples of it (or all). min_keep: at least so many of each group are kept
+    (or all)."""
 
     ratio: float
     scope: str = "global"
@@ -37,18 +38,23 @@ class SelectConfig:
 
 
 def select_units(
-    scores: list[Tensor], config: SelectConfig, own_ratios: list[float | None] | None = None
+    scores: list[Tensor],
+    config: SelectConfig,
+    own_ratios: list[float | None] | None = None,
+    costs: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """scores: [n_units] of each group, higher = keep. Returns the indices that go, for each group, ascending.
 
-    own_ratios: of groups that have one; config's ratio is then that of the others alone.
+    own_ratios: of groups that have one; config's ratio is then that of the others alone. costs: [n_units] of each
+    group, for scope "macs".
     """
     own = [None] * len(scores) if own_ratios is None else own_ratios
     shares = [config.ratio if ratio is None else ratio for ratio in own]
     counts = [round(share * len(group)) for share, group in zip(shares, scores, strict=True)]
-    if config.scope == "global":
+    if config.scope != "layer":
+        comparable = _comparable(scores, costs if config.scope == "macs" else None)
         common = [i for i, ratio in enumerate(own) if ratio is None]
-        for i, count in zip(common, _share_globally([scores[i] for i in common], config.ratio), strict=True):
+        for i, count in zip(common, _share_globally([comparable[i] for i in common], config.ratio), strict=True):
             counts[i] = count
     gone = []
     for group, count in zip(scores, counts, strict=True):
@@ -58,14 +64,19 @@ def select_units(
     return gone
 
 
+def _comparable(scores: list[Tensor], costs: list[Tensor] | None) -> list[Tensor]:
+    """Scores over costs, or where there are none over the mean of their group."""
+    if costs is not None:
+        return [group / cost.clamp(min=1) for group, cost in zip(scores, costs, strict=True)]
+    return [group / group.mean().clamp(min=torch.finfo(group.dtype).tiny) for group in scores]
+
+
 def _share_globally(scores: list[Tensor], ratio: float) -> list[int]:
-    """How many of each group are among the lowest of all, with scores relative to the group's mean."""
+    """How many of each group are among the lowest of all."""
     if not scores:
         return []
-    tiny = torch.finfo(scores[0].dtype).tiny
-    relative = torch.cat([group / group.mean().clamp(min=tiny) for group in scores])
     owner = torch.repeat_interleave(torch.tensor([len(group) for group in scores]))
-    lowest = relative.argsort(stable=True)[: round(ratio * len(relative))]
+    lowest = torch.cat(scores).argsort(stable=True)[: round(ratio * len(owner))]
     return torch.bincount(owner[lowest], minlength=len(scores)).tolist()
 
 

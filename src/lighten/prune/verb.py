@@ -39,7 +39,8 @@ def prune(
     "layer" residual blocks, by how much the outputs change without them. "element", "n:m" (n of every m inputs stay)
     and "block:RxC" (R outputs × C inputs) hold weights at zero, through further training too, see lighten.prune.masks.
     ratio: share of what can go that goes, in [0, 1). scope: "global" over all layers, "layer" in each; for weights
-    also "erk". round_to: channel counts that are left are multiples of this. min_keep: at least so many are left in
+    also "erk", for channels "macs": over all layers, by importance over the multiply–accumulates that go with a
+    channel. round_to: channel counts that are left are multiples of this. min_keep: at least so many are left in
     every layer. example_inputs: positional arguments of model; None = the first calibration batch. calibration: batches
     of inputs for criteria that look at data, or of (inputs, target) where loss (outputs, target) -> scalar is given.
     overrides: ratios of their own for layers, by shell patterns over module names; the last that matches counts, and

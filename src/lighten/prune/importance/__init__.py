@@ -4,6 +4,6 @@
 from lighten.prune.importance import l1, l2, random
 
 # isort: split
-from lighten.prune.importance import activation, bn_scale, fpgm, hessian, kernel, taylor
+from lighten.prune.importance import activation, bn_scale, fpgm, hessian, kernel, obs, taylor
 
-__all__ = ["activation", "bn_scale", "fpgm", "hessian", "kernel", "l1", "l2", "random", "taylor"]
+__all__ = ["activation", "bn_scale", "fpgm", "hessian", "kernel", "l1", "l2", "obs", "random", "taylor"]

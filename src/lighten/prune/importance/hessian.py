@@ -17,6 +17,7 @@ class HessianConfig:
     """No settings."""
 
     needs: ClassVar[str] = "gradients"
+    comparable: ClassVar[bool] = True
 
 
 @unit_importance("hessian", HessianConfig)

@@ -19,6 +19,7 @@ class TaylorConfig:
     """order: 1 or 2, of the expansion."""
 
     needs: ClassVar[str] = "gradients"
+    comparable: ClassVar[bool] = True
     order: int = 1
 
     def __post_init__(self) -> None:
@@ -31,6 +32,7 @@ class Taylor2Config:
     """No settings."""
 
     needs: ClassVar[str] = "gradients"
+    comparable: ClassVar[bool] = True
 
 
 @unit_importance("taylor", TaylorConfig)
