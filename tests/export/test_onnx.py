@@ -2,6 +2,7 @@ import getpass
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -123,3 +124,16 @@ def test_the_model_is_not_modified_and_nothing_is_printed(capfd: pytest.CaptureF
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [1, (3, 2, 1)])
+def test_adaptive_pooling_of_volumes_is_written_where_windows_are_equal(size: int | tuple[int, ...]) -> None:
+    model, x = nn.AdaptiveAvgPool3d(size), torch.randn(2, 3, 6, 4, 5)
+    session = onnxruntime.InferenceSession(to_onnx(model, (x,)).SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x))
+
+
+def test_adaptive_pooling_of_volumes_with_unequal_windows_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"\[6, 4, 5\] to \[4, 2, 1\]"):
+        to_onnx(nn.AdaptiveAvgPool3d((4, 2, 1)), (torch.randn(2, 3, 6, 4, 5),))

@@ -19,8 +19,6 @@ from lighten.prune import prune
 from tests.networks import NETWORKS, build
 
 WITH_HEADS = ["vit", "swin", "bert", "gpt2", "llama", "encoder-decoder", "conformer", "products", "cosine-attention"]
-EXPORTED = ["alexnet", "resnext", "densenet", "shufflenet-v2", "group-norm", "unet", "swin", "gpt2", "llama",
-            "encoder-decoder", "gru", "wavenet"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def test_the_verb_halves_every_layer_and_what_is_left_trains(name: str) -> None:
     assert all(p.grad is not None for key, p in pruned.named_parameters() if key in read)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_left_exports_and_runs_in_onnxruntime(name: str) -> None:
     ort = pytest.importorskip("onnxruntime")
     model, inputs = build(name)

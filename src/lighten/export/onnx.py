@@ -5,12 +5,13 @@ import itertools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx
 import torch
+from onnxscript import FLOAT, opset20
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -102,7 +103,19 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         **weight_ops.onnx_translations(),
         **matmul_nbits.onnx_translations(),
         **dynamic.onnx_translations(),
+        torch.ops.aten._adaptive_avg_pool3d.default: _adaptive_average_pool,
     }
+
+
+def _adaptive_average_pool(x: FLOAT, output_size: Sequence[int]) -> Any:
+    """An operator the exporter lacks, where all windows are equal: with sizes that divide, a plain average pool."""
+    assert x.shape is not None
+    sizes = [int(size) for size in x.shape[-len(output_size) :]]
+    if any(size % out for size, out in zip(sizes, output_size, strict=True)):
+        raise ValueError(f"adaptive pooling of {sizes} to {list(output_size)} has windows of several sizes")
+    windows = [size // out for size, out in zip(sizes, output_size, strict=True)]
+    op: Any = opset20  # its stubs know fewer types than its operators
+    return op.AveragePool(x, kernel_shape=windows, strides=windows)
 
 
 def _is_free_of(node: Any, stored: set[str]) -> bool:
