@@ -184,10 +184,12 @@ def main() -> None:
     parser.add_argument("--limit-s", type=int, default=60, help="of processor time")
     arguments = parser.parse_args()
     tools = arguments.tool or sorted(TOOLS)
-    preload = ["lighten.prune", "tests.networks", *(["torch_pruning"] if "torch-pruning" in tools else [])]
+    cases = names(arguments)
+    preload = ["lighten.prune", "timm" if cases[0].startswith("timm:") else "tests.networks"]
+    preload += ["torch_pruning"] if "torch-pruning" in tools else []
     multiprocessing.set_forkserver_preload(preload)  # once, and not in every process
     counts = {tool: Counter[str]() for tool in tools}
-    for name in names(arguments):
+    for name in cases:
         for tool in tools:
             result = in_a_process(tool, name, arguments.limit_s)
             counts[tool][result["outcome"]] += 1

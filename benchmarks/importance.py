@@ -5,9 +5,10 @@
 
 All cases get the same: one-shot pruning over all layers to the same MACs (the ratio is found by bisection), the same
 epochs of fine-tuning at the same learning rate, the task's calibration images, and as many training images where a
-criterion looks at gradients. --refit fits ours on them before that. --peers adds Torch-Pruning's criteria under the
-same budget (pip install torch-pruning). Accuracy on the 10 000 test images before and after fine-tuning, with its 95 %
-interval.
+criterion looks at gradients. Ours are weighed against MACs (scope="macs") where their scores compare between layers,
+else ranked globally. --refit fits ours on the calibration images before fine-tuning. --peers adds Torch-Pruning's
+criteria under the same budget (pip install torch-pruning). Accuracy on the 10 000 test images before and after
+fine-tuning, with its 95 % interval.
 """
 
 import argparse
@@ -15,14 +16,23 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
+from lighten.graph.groups import find_groups
+from lighten.graph.labels import propagate
+from lighten.graph.rewrite import remove_units_
 from lighten.metric import paired_drop
 from lighten.prune import prune
-from lighten.prune.importance.unit_data import unit_importance
+from lighten.prune.channels import unit_rows
+from lighten.prune.importance.unit_data import comparable, score_units, unit_importance
+from lighten.prune.select import SelectConfig, select_units
+from lighten.prune.unit_macs import unit_macs
 from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, fine_tune, takes_channels_last
 from lighten.registry import importance
 from lighten.task import Task, batches, evaluate, load_task
@@ -31,7 +41,7 @@ BISECTIONS = 8
 Make = Callable[..., nn.Module]
 
 
-def at_macs(make: Make, target: float, task: Task, refit: bool) -> tuple[nn.Module, float]:
+def at_macs(make: Make, target: float, task: Task) -> tuple[nn.Module, float]:
     """The model made with the smallest ratio that has at most target MACs, and that ratio."""
     low, high = 0.0, 0.95
     for _ in range(BISECTIONS):
@@ -40,18 +50,32 @@ def at_macs(make: Make, target: float, task: Task, refit: bool) -> tuple[nn.Modu
             high = ratio
         else:
             low = ratio
-    return make(high, refit), high
+    return make(high, final=True), high
 
 
-def ours(task: Task, criterion: str) -> Make:
+def ours(task: Task, captured: CapturedModule, criterion: str, refit: bool) -> Make:
     needs = {entry.name: entry.config.needs for entry in unit_importance}.get(criterion)
+    scope = "macs" if criterion in comparable() else "global"
     data: dict = {"calibration": list(batches(task.calibration, task.batch_size))}
     if needs == "gradients":
         first = Subset(task.train, range(len(task.calibration)))
         data = {"calibration": list(batches(first, task.batch_size)), "loss": task.loss}
 
+    inputs = task.example_inputs
+    labels = propagate(captured, inputs)
+    groups = find_groups(labels)
+    scores = score_units(captured, labels, groups, unit_rows(captured, groups), criterion, data.get("calibration"),
+                         data.get("loss"))  # fmt: skip
+    costs = unit_macs(captured, groups, inputs)
+
     def make(ratio: float, final: bool = False) -> nn.Module:
-        return prune(task.model, ratio, importance=criterion, refit=final, example_inputs=task.example_inputs, **data)
+        if not final:  # the ratio is still being looked for
+            gone = select_units(scores, SelectConfig(ratio=ratio, scope=scope), costs=costs)
+            smaller = capture(captured, inputs)
+            units = torch.cat([group.units[i] for group, i in zip(groups, gone, strict=True)])
+            remove_units_(smaller, labels, units, inputs)
+            return smaller
+        return prune(captured, ratio, importance=criterion, scope=scope, refit=refit, example_inputs=inputs, **data)
 
     return make
 
@@ -85,7 +109,7 @@ def main() -> None:
     parser.add_argument("--factors", default="2,3,4")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int, help="fine-tune on the first so many training images; default: all")
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--peers", action="store_true")
     args = parser.parse_args()
@@ -97,14 +121,16 @@ def main() -> None:
     dense = evaluate(task.model, task.holdout, task.metric, 250)
     macs = count_macs(task.model, task.example_inputs)
     print(json.dumps({"criterion": "dense", "accuracy": dense.interval.value, "macs": macs}), flush=True)
-    cases = [(name, ours(task, name)) for name in args.criteria.split(",")]
+    captured = capture(task.model, task.example_inputs)  # once, and not for every ratio that is tried
+    cases = [(name, partial(ours, task, captured, name, args.refit)) for name in args.criteria.split(",")]
     if args.peers:
         names = ("GroupMagnitudeImportance", "BNScaleImportance", "FPGMImportance", "GroupTaylorImportance")
-        cases += [(f"torch-pruning {name}", peer(task, name)) for name in names]
-    for name, make in cases:
+        cases += [(f"torch-pruning {name}", partial(peer, task, name)) for name in names]
+    for name, prepare in cases:
+        make = prepare()
         for factor in map(float, args.factors.split(",")):
             start = time.perf_counter()
-            model, ratio = at_macs(make, macs / factor, task, args.refit)
+            model, ratio = at_macs(make, macs / factor, task)
             found = time.perf_counter() - start
             before = evaluate(model, task.holdout, task.metric, 250).interval.value
             tuned = fine_tune(model, train, task.loss, recipe)
@@ -114,6 +140,7 @@ def main() -> None:
                 json.dumps(
                     {
                         "criterion": name,
+                        "lr": args.lr,
                         "refit": args.refit and not name.startswith("torch-pruning"),
                         "factor": factor,
                         "ratio": round(ratio, 4),
