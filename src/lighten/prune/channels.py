@@ -100,7 +100,8 @@ def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor, gran
     for group in groups:
         for slot in group.slots:
             if slot.role == "output":
-                kept = int((~torch.isin(slot.ids, units)).sum())
-                touched[layer_name(slot)] = LayerPlan(channels=len(slot.ids), kept=kept, granularity=granularity)
+                layer, kept = layer_name(slot), int((~torch.isin(slot.ids, units)).sum())
+                before = plan.layers.get(layer, LayerPlan()).channels or len(slot.ids)  # of the first of several steps
+                touched[layer] = LayerPlan(channels=before, kept=kept, granularity=granularity)
     skipped = {layer: f"not pruned: {reason}" for layer, reason in labels.frozen.items() if layer not in touched}
     return plan.with_layers(touched, skipped=skipped)
