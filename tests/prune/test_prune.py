@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import lighten
 from lighten.errors import CaptureError, ConfigError, TaskError
 from lighten.prune import prune
 from lighten.prune.importance.unit_data import unit_importance
@@ -196,3 +197,26 @@ def test_a_layer_with_two_names_is_pruned_under_both() -> None:
     pruned = prune(Twice(), 0.5, example_inputs=(torch.randn(3, 4),))
     assert pruned.get_parameter("a.weight").shape == (4, 4)
     assert pruned.get_parameter("a.weight") is pruned.get_parameter("b.weight")
+
+
+def test_what_is_excluded_is_named_and_so_is_what_it_holds_back() -> None:
+    model, inputs = networks.build("resnet20")
+    skipped = prune(model, 0.5, example_inputs=inputs, exclude=["layer2.0.conv1", "layer3.1.conv2"]).plan.skipped
+    assert skipped["layer2.0.conv1"] == "not pruned: excluded"
+    assert skipped["layer3.0.conv2"] == "not pruned: tied to a layer that is excluded"
+    assert "layer2.1.conv1" not in skipped
+
+
+@pytest.mark.parametrize("criterion", ["l2", "obs"])
+def test_a_weight_that_is_nan_cannot_be_ranked(criterion: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[2].weight[0, 1] = float("nan")
+    with pytest.raises(CaptureError, match="weight of layer '2' holds NaN"):
+        prune(model, 0.5, importance=criterion, calibration=[torch.ones(2, 3)])
+
+
+def test_a_quantized_model_is_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 3)
+    with pytest.raises(ConfigError, match="quantized already, to w8a8"):
+        prune(lighten.quantize(model, "w8a8", calibration=[x]), 0.5, example_inputs=(x,))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lighten.errors import ConfigError
 from lighten.graph.capture import CapturedModule, capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
-from lighten.graph.groups import Group, layer_name, rows_of_units
+from lighten.graph.groups import Group, layer_name, matches, rows_of_units
 from lighten.graph.labels import Labels, propagate
 from lighten.graph.rewrite import check_equals_zeroing, remove_units_
 from lighten.plan import LayerPlan, Plan
@@ -20,6 +20,7 @@ from lighten.prune.gradients import Loss
 from lighten.prune.heads import groups_of
 from lighten.prune.history import remember_removal_
 from lighten.prune.importance.unit_data import comparable, score_units
+from lighten.prune.layers import check_finite, refuse_quantized
 from lighten.prune.overrides import own_ratios
 from lighten.prune.refit import refit_
 from lighten.prune.select import SelectConfig, select_units
@@ -45,19 +46,22 @@ def prune_channels(
     which the layers that lost inputs are then fitted, see lighten.prune.refit; None = they are not.
 
     Raises:
-        ConfigError: an unknown criterion, one that does not go with the scope, an override that fits no layer, or no
-        heads where heads were asked for.
+        ConfigError: an unknown criterion, one that does not go with the scope, an override that fits no layer, no heads
+        where heads were asked for, or the model is quantized.
         TaskError: the criterion looks at data, and there is none or it does not fit.
-        CaptureError: the model cannot be traced, or the check failed.
+        CaptureError: the model cannot be traced, a weight is NaN or infinite, or the check failed.
     """
     if config.scope == "macs" and importance not in comparable():
         raise ConfigError(
             f"scope='macs' weighs importance against cost, but scores of '{importance}' do not compare between layers. "
             f"Use one of {', '.join(comparable())}, or scope='global'."
         )
-    captured = capture(model, example_inputs)
+    captured, exclude = capture(model, example_inputs), tuple(exclude)
+    refuse_quantized(captured)
     labels = propagate(captured, example_inputs, keep=granularity)
     groups = groups_of(labels, granularity, exclude)
+    for slot in (slot for group in groups for slot in group.slots):
+        check_finite(layer_name(slot), get_tensor(captured, slot.parameter))
     rows = unit_rows(captured, groups)
     scores = score_units(captured, labels, groups, rows, importance, calibration, loss)
     costs = unit_macs(captured, groups, example_inputs) if config.scope == "macs" else None
@@ -69,7 +73,8 @@ def prune_channels(
     remove_units_(captured, labels, units, example_inputs)
     check_equals_zeroing(before, labels, units, captured, example_inputs)
     left = {} if dense is None or refit is None else refit_(dense, captured, refit)
-    recorded = _record(captured.plan, labels, groups, units, granularity)
+    spared = _spared(groups_of(labels, granularity, ()), exclude) if exclude else {}
+    recorded = _record(captured.plan, labels, groups, units, granularity, spared)
     recorded = recorded.with_layers({}, skipped=left, refit=refit is not None)
     captured.plan = replace(recorded, ratio=config.ratio, importance=importance, scope=config.scope)
     return captured
@@ -95,7 +100,15 @@ def unit_rows(captured: CapturedModule, groups: list[Group]) -> list[Tensor]:
     ]
 
 
-def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor, granularity: str) -> Plan:
+def _spared(groups: list[Group], exclude: tuple[str, ...]) -> dict[str, str]:
+    """Why the layers of groups stay, if it is for what was excluded."""
+    layers = [layer for group in groups for layer in group.producers]
+    return {layer: "excluded" if matches(layer, exclude) else "tied to a layer that is excluded" for layer in layers}
+
+
+def _record(
+    plan: Plan, labels: Labels, groups: list[Group], units: Tensor, granularity: str, spared: dict[str, str]
+) -> Plan:
     touched: dict[str, LayerPlan] = {}
     for group in groups:
         for slot in group.slots:
@@ -103,5 +116,6 @@ def _record(plan: Plan, labels: Labels, groups: list[Group], units: Tensor, gran
                 layer, kept = layer_name(slot), int((~torch.isin(slot.ids, units)).sum())
                 before = plan.layers.get(layer, LayerPlan()).channels or len(slot.ids)  # of the first of several steps
                 touched[layer] = LayerPlan(channels=before, kept=kept, granularity=granularity)
-    skipped = {layer: f"not pruned: {reason}" for layer, reason in labels.frozen.items() if layer not in touched}
+    why = {**spared, **labels.frozen}
+    skipped = {layer: f"not pruned: {reason}" for layer, reason in why.items() if layer not in touched}
     return plan.with_layers(touched, skipped=skipped)

@@ -20,7 +20,7 @@ from lighten.prune.allocate import SCOPES, check_ratio, counts_gone, share_gone
 from lighten.prune.calibration import input_statistics
 from lighten.prune.gradients import mean_gradients
 from lighten.prune.history import remember_inputs_
-from lighten.prune.layers import WeightLayer, find_layers
+from lighten.prune.layers import WeightLayer, check_finite, find_layers
 from lighten.prune.masks import MaskedModule, mask_weights, masks
 from lighten.prune.methods.layer_data import LayerData, weight_importance, weight_update
 from lighten.prune.overrides import own_ratios
@@ -137,10 +137,7 @@ def _that_fit(
     fit, unfit = [], {}
     for layer in layers:
         weight = get_tensor(captured, layer.parameter)
-        if not weight.isfinite().all():
-            raise CaptureError(
-                f"The weight of layer '{layer.name}' holds NaN or infinite values. Check the checkpoint."
-            )
+        check_finite(layer.name, weight)
         if reason := pattern.misfit(weight.shape):
             unfit[layer.name] = f"not pruned: {reason}"
         else:

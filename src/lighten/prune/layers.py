@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lighten.errors import ConfigError
+from lighten.errors import CaptureError, ConfigError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor, layer_of
 from lighten.graph.groups import matches
@@ -45,11 +45,7 @@ def find_layers(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple[
         ConfigError: a weight is not floating point, or the module is quantized.
     """
     exclude = tuple(exclude)
-    if captured.plan.scheme is not None:
-        raise ConfigError(
-            f"The model is quantized already, to {captured.plan.scheme}: its weights are integer codes. Prune the "
-            "float model, then quantize."
-        )
+    refuse_quantized(captured)
     readers: dict[int, list[fx.Node]] = {}  # by the identity of the parameter: a tied weight has several names
     names: dict[int, str] = {}
     skipped: dict[str, str] = {}
@@ -85,6 +81,21 @@ def find_layers(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple[
         else:
             layers.append(WeightLayer(name, parameter, tuple(nodes)))
     return layers, skipped
+
+
+def refuse_quantized(captured: CapturedModule) -> None:
+    """Raise ConfigError where the weights are codes already."""
+    if captured.plan.scheme is not None:
+        raise ConfigError(
+            f"The model is quantized already, to {captured.plan.scheme}: its weights are integer codes. Prune the "
+            "float model, then quantize."
+        )
+
+
+def check_finite(layer: str, weight: Tensor) -> None:
+    """Raise CaptureError where a weight is NaN or infinite: it cannot be ranked."""
+    if not weight.isfinite().all():
+        raise CaptureError(f"The weight of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
 
 
 def _value(captured: CapturedModule, node: fx.Node) -> Tensor | None:
