@@ -2,6 +2,7 @@
 
     python benchmarks/importance.py [--criteria l2,taylor] [--factors 2,3,4] [--epochs 3] [--samples 10000]
                                     [--refit] [--peers]
+    python benchmarks/importance.py --table FILE...                 what earlier runs printed, as a table
 
 All cases get the same: one-shot pruning over all layers to the same MACs (the ratio is found by bisection), the same
 epochs of fine-tuning at the same learning rate, the task's calibration images, and as many training images where a
@@ -17,6 +18,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -102,6 +104,21 @@ def peer(task: Task, criterion: str) -> Make:
     return make
 
 
+def print_table(rows: list[dict]) -> None:
+    """A row a criterion; accuracy in % before and after fine-tuning at each factor."""
+    cases = [row for row in rows if "factor" in row]
+    factors = sorted({row["factor"] for row in cases})
+    print(f"| criterion | {' | '.join(f'{factor:g}× fewer MACs' for factor in factors)} |")
+    print("|---|" + "---|" * len(factors))
+    for name in dict.fromkeys(row["criterion"] for row in cases):
+        found = {row["factor"]: row for row in cases if row["criterion"] == name}
+        cells = [
+            f"{100 * row['before_fine_tuning']:.1f} → {100 * row['accuracy']:.2f}" if (row := found.get(f)) else ""
+            for f in factors
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [entry.name for entry in (*importance, *unit_importance)]
@@ -112,7 +129,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE")
     args = parser.parse_args()
+    if args.table:
+        print_table([json.loads(line) for path in args.table for line in path.read_text().splitlines()])
+        return
     task = load_task("fashion-mnist")
     train = task.train if args.samples is None else Subset(task.train, range(args.samples))
     layout = takes_channels_last(task.model, task.example_inputs)
