@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lighten.prune import importance as _importance  # noqa: F401  fills the registry
-from lighten.prune.importance.unit_data import Reader, UnitData, unit_importance
+from lighten.prune.importance.readers import Reader
+from lighten.prune.importance.unit_data import UnitData, unit_importance
 from lighten.registry import importance
 
 pytestmark = pytest.mark.parametrize("entry", unit_importance, ids=lambda entry: entry.name)

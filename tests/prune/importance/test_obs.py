@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lighten.errors import ConfigError
 from lighten.prune import prune
 from lighten.prune.importance.obs import OBSChannelsConfig, obs
-from lighten.prune.importance.unit_data import Reader, UnitData
+from lighten.prune.importance.readers import Reader
+from lighten.prune.importance.unit_data import UnitData
 from lighten.prune.methods.inverse import damped
 
 
@@ -129,14 +130,45 @@ def test_a_grouped_convolution_reads_by_groups() -> None:
     assert torch.equal(pruned.get_parameter("0.weight"), model[0].weight[[0, 1, 3, 4, 5, 7]])
 
 
-def test_channels_that_no_layer_reads_are_named() -> None:
-    class Scores(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q, self.k = nn.Linear(4, 8, bias=False), nn.Linear(4, 8, bias=False)
+class Attention(nn.Module):
+    """Queries and keys of 8 dimensions in 2 heads, with or without the operator for all of it."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.q(x) @ self.k(x).transpose(1, 2)
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v = nn.Linear(4, 16, bias=False), nn.Linear(4, 16, bias=False), nn.Linear(4, 6)
+        self.out = nn.Linear(6, 4)
 
-    with pytest.raises(ConfigError, match=r"cannot rank the channels of 'q'.*exclude=\['q'\]"):
-        prune(Scores(), 0.5, importance="obs", calibration=[torch.randn(2, 3, 4)])
+    def scores(self, x: Tensor) -> Tensor:
+        q, k = (f(x).unflatten(-1, (2, 8)).transpose(1, 2) for f in (self.q, self.k))
+        return q @ k.transpose(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (f(x).unflatten(-1, (2, 8)).transpose(1, 2) for f in (self.q, self.k))
+        v = self.v(x).unflatten(-1, (2, 3)).transpose(1, 2)
+        if self.fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dimensions_of_queries_and_keys_go_by_what_scores_lose(fused: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Attention(fused).double().eval(), torch.randn(20, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        lost = []
+        for dim in range(8):  # of both heads
+            without = copy.deepcopy(model)
+            without.q.weight.view(2, 8, 4)[:, dim] = 0
+            lost.append(float((without.scores(x) - model.scores(x)).square().sum()))
+    keep = sorted(torch.tensor(lost).argsort()[3:].tolist())
+    pruned = prune(model, 0.375, importance="obs", scope="layer", calibration=[x[:8], x[8:]])
+    assert torch.equal(pruned.get_parameter("q.weight"), model.q.weight.view(2, 8, 4)[:, keep].flatten(0, 1))
+
+
+def test_channels_that_nothing_known_reads_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 2, 3))
+    with pytest.raises(ConfigError, match=r"cannot rank the channels of '0'.*exclude=\['0'\]"):
+        prune(model, 0.5, importance="obs", calibration=[torch.randn(2, 2, 8, 8)])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lighten.errors import ConfigError
-from lighten.prune.importance.unit_data import Reader, UnitData, unit_importance
+from lighten.prune.importance.readers import Reader
+from lighten.prune.importance.unit_data import UnitData, unit_importance
 from lighten.prune.methods.inverse import check_damping, damped
 
 

@@ -18,27 +18,14 @@ from lighten.graph.capture import CapturedModule, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.graph.groups import Group, rows_of_units
 from lighten.graph.labels import Labels, Slot
-from lighten.prune.calibration import input_statistics, misfit
+from lighten.prune.calibration import misfit
 from lighten.prune.gradients import Loss, sample_gradients
-from lighten.prune.layers import WeightLayer, find_layers
+from lighten.prune.importance.readers import Reader, find_readers
 from lighten.quantize.ranges import placeholder_values
 from lighten.registry import Registry, importance
 from lighten.task import as_args
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """A layer, or a group of a convolution, that reads the channels of a group.
-
-    weight [out, columns] float64, so scaled that the mean square of the layer's outputs adds up to 1. moments [columns,
-    columns] float64: X Xᵀ / n of what it reads. columns [n_units, n]: those of each unit, -1 where it has fewer.
-    """
-
-    weight: Tensor
-    moments: Tensor
-    columns: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +37,7 @@ class UnitData:
     (of a sample) falls when the unit goes. squares [n_units]: the samples' mean of Σ (w · g)². (needs = "gradients")
     scale [n_units]: |γ| of batch norm, the mean where there are several. (needs = "scale")
     activity [n_units]: mean |x| of what the next layers read of the unit. (needs = "activations")
-    readers: the linear layers and convolutions that read the group. (needs = "readers")
+    readers: what reads the group. (needs = "readers")
     """
 
     rows: Tensor
@@ -101,7 +88,9 @@ def score_units(
         units = [replace(u, activity=a) for u, a in zip(units, read, strict=True)]
     elif config.needs == "readers":
         inputs = batches if loss is None else (batch[0] for batch in batches)
-        units = [replace(u, readers=r) for u, r in zip(units, find_readers(captured, groups, inputs), strict=True)]
+        units = [
+            replace(u, readers=r) for u, r in zip(units, find_readers(captured, labels, groups, inputs), strict=True)
+        ]
     elif config.needs == "gradients":
         moved = gradient_products(captured, groups, batches, loss)
         units = [replace(u, products=p, squares=s) for u, (p, s) in zip(units, moved, strict=True)]
@@ -186,40 +175,6 @@ def mean_activity(
     if not all(bool(f.isfinite().all()) for f in found):
         raise TaskError("An activation is NaN or infinite during calibration. Check the calibration data and weights.")
     return found
-
-
-def find_readers(captured: CapturedModule, groups: list[Group], batches: Iterable[Any]) -> list[list[Reader]]:
-    """The readers of each group, see Reader.
-
-    Raises:
-        ConfigError: no linear layer or convolution reads a group.
-    """
-    layers = {layer.parameter: layer for layer in find_layers(captured)[0]}
-    slots = [[s for s in g.slots if s.role == "input" and s.axis == 1 and s.parameter in layers] for g in groups]
-    for group, read in zip(groups, slots, strict=True):
-        if not read:
-            raise ConfigError(
-                f"importance='obs' cannot rank the channels of '{group.name}': no linear layer or convolution reads "
-                f"them. Exclude it (exclude=['{group.name}']), or use another criterion."
-            )
-    wanted = [layers[name] for name in dict.fromkeys(slot.parameter for read in slots for slot in read)]
-    moments = input_statistics(captured, wanted, batches, full=True) if wanted else {}
-    return [
-        [r for slot in read for r in _readers(captured, layers[slot.parameter], slot, group, moments)]
-        for group, read in zip(groups, slots, strict=True)
-    ]
-
-
-def _readers(
-    captured: CapturedModule, layer: WeightLayer, slot: Slot, group: Group, moments: dict[str, Tensor]
-) -> list[Reader]:
-    weight = get_tensor(captured, layer.parameter).detach()
-    numbers = torch.arange(1, weight[0].numel() + 1).view(1, *weight.shape[1:])
-    columns = rows_of_units(numbers, slot, group.units) - 1  # 0 was the padding
-    parts, of_layer = weight.double().flatten(1).chunk(layer.groups), moments[layer.name]
-    energy = sum(float(((w @ m) * w).sum()) for w, m in zip(parts, of_layer, strict=True))
-    scale = energy**-0.5 if energy > 0 else 0.0  # a layer that gives nothing loses nothing
-    return [Reader(weight=w * scale, moments=m, columns=columns) for w, m in zip(parts, of_layer, strict=True)]
 
 
 def _with_bias(folded: CapturedModule, slot: Slot) -> list[Slot]:
