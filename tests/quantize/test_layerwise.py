@@ -39,6 +39,7 @@ CONVOLUTIONS = {
     "groups": (nn.Conv2d(4, 6, 3, groups=2, padding=1), (2, 4, 5, 5)),
     "depthwise": (nn.Conv2d(4, 8, 3, groups=4), (2, 4, 5, 5)),
     "valid": (nn.Conv2d(4, 6, 2, padding="valid"), (2, 4, 5, 5)),
+    "3d": (nn.Conv3d(4, 6, (3, 2, 2), (2, 1, 2), (1, 0, 1), (2, 1, 1), groups=2), (2, 4, 7, 4, 5)),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_computed_weight_stays_float() -> None:
     ("layer", "x"),
     [
         (nn.ConvTranspose2d(3, 4, 2), torch.zeros(2, 3, 8, 8)),
-        (nn.Conv3d(3, 4, 2), torch.zeros(2, 3, 4, 4, 4)),
+        (nn.ConvTranspose3d(3, 4, 2), torch.zeros(2, 3, 4, 4, 4)),
         (nn.Embedding(5, 4), torch.zeros(2, 3, dtype=torch.int64)),
         (nn.LSTM(4, 4), torch.zeros(2, 3, 4)),
     ],
@@ -140,6 +140,20 @@ def test_layers_without_an_integer_kernel_are_named(layer: nn.Module, x: Tensor)
     placement = place(capture(nn.Sequential(nn.Identity(), layer), (x,)).graph)
     assert list(placement.skipped) == ["1"]
     assert "has no integer kernel" in placement.skipped["1"]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_what_a_recurrent_layer_returns_has_a_scale_of_its_own(kind: type[nn.Module]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.fc = kind(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.cell(x)[0].transpose(0, 1))
+
+    placement = place(capture(Recurrent(), (torch.zeros(5, 3, 4),)).graph)
+    assert names(placement) == (["getitem"], {"transpose": "getitem"})
 
 
 @pytest.mark.parametrize("clip", [F.relu, F.relu6, F.hardtanh])

@@ -62,17 +62,29 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(self.tokens(tokens))))
 
 
+class Volumes(nn.Sequential):
+    def __init__(self) -> None:
+        first = nn.Conv3d(2, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU()
+        second = nn.Conv3d(8, 8, 3, stride=2, groups=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+        super().__init__(*first, *second, nn.Linear(8, 5))
+
+
 def network(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     if name == "vit":
         return ViT().eval(), torch.randn(16, 3, 16, 16)
+    if name == "volumes":
+        return Volumes().eval(), torch.randn(16, 2, 6, 8, 8)
     if name == "gpt":
         return GPT().eval(), torch.randint(0, 50, (16, 12))
     return build(name), images(name, 16, 1)
 
 
 # Convolutions, linear layers, and products of activations of each network.
-LAYERS = {"resnet20": (21, 1, 0), "inverted-residuals": (10, 1, 0), "vit": (1, 9, 4), "gpt": (0, 9, 4)}
+LAYERS = {
+    **{"resnet20": (21, 1, 0), "inverted-residuals": (10, 1, 0), "volumes": (2, 1, 0)},
+    **{"vit": (1, 9, 4), "gpt": (0, 9, 4)},
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)

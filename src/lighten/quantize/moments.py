@@ -84,7 +84,7 @@ def better_rows(first: QuantizedWeight, second: QuantizedWeight, prefer_first: T
 
 
 def rows_of_input(reader: fx.Node, x: Tensor, weight_shape: torch.Size) -> Iterator[Tensor]:
-    """What reader, a linear layer or a convolution over 1 or 2 dimensions, multiplies with its weight's rows.
+    """What reader, a linear layer or a convolution, multiplies with its weight's rows.
 
     x: its input. Yields [groups, samples, columns], a few samples at a time.
     """
@@ -99,9 +99,24 @@ def rows_of_input(reader: fx.Node, x: Tensor, weight_shape: torch.Size) -> Itera
         x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
     size = x[0].numel() * math.prod(kernel)
     for part in x.split(max(1, _UNFOLDED // max(1, size))):
-        patches = F.unfold(part, tuple(kernel), tuple(dilation), 0, tuple(stride))  # [n, channels · kernel, places]
+        patches = _patches(part, kernel, stride, dilation)
         grouped = patches.unflatten(1, (given["groups"], -1))
         yield grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _patches(x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    """[n, channels · kernel, places] of padded x [n, channels, …] with 2 or 3 further axes."""
+    if len(kernel) == 2:
+        return F.unfold(x, tuple(kernel), tuple(dilation), 0, tuple(stride))
+    # F.unfold knows pictures only, so that a volume becomes one for every slice of the kernel and every depth.
+    depths = (x.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    slices = []
+    for i in range(kernel[0]):
+        start = i * dilation[0]
+        pictures = x[:, :, start : start + stride[0] * (depths - 1) + 1 : stride[0]].transpose(1, 2).flatten(0, 1)
+        slices.append(F.unfold(pictures, tuple(kernel[1:]), tuple(dilation[1:]), 0, tuple(stride[1:])))
+    stacked = torch.stack([part.unflatten(1, (x.shape[1], -1)) for part in slices], 2)  # [n · depths, channels, …]
+    return stacked.flatten(1, 3)
 
 
 def _per_axis(value: Any, kernel: list[int]) -> list[int]:

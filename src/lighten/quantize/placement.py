@@ -23,10 +23,13 @@ from lighten.graph.groups import matches
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
+CONVOLUTIONS = {
+    *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
+    *(aten.conv3d.default, aten.conv3d.padding),
+}
 WEIGHTED = CONVOLUTIONS | {aten.linear.default}
 FLOAT_ONLY = {  # layers with a weight, but without an integer kernel that takes it
-    *(aten.conv3d.default, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input),
     *(aten.conv_transpose3d.input, aten.bilinear.default, aten.embedding.default, aten.embedding_bag.padding_idx),
     *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
 }
@@ -70,7 +73,7 @@ def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
             wanted.add(arguments(node)["input"])
             if node.target in CONVOLUTIONS:
                 wanted.add(after)
-        elif node in wanted and node.target in MOVING:
+        elif node in wanted and _moves(node):
             wanted.add(_source(node))
         elif after in wanted and node in integer and node.target in JOINING and _joins_tensors(node):
             wanted.update(node.all_input_nodes)
@@ -78,7 +81,7 @@ def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
             wanted.add(_source(node))
     # What is wanted only because a clipping follows would be rounded twice.
     wanted -= {node for node in wanted if _clipped(node) is not node and _clipped(node) in wanted}
-    moved = {node for node in wanted if node.target in MOVING}
+    moved = {node for node in wanted if _moves(node)}
     followers = {node: _root(node) for node in graph.nodes if node in moved and node.target not in RETURNS_SEVERAL}
     for factor in (factor for product in products for factor in product.all_input_nodes):
         # Queries, keys and values are often parts of one tensor and of very different size, so they share no scale.
@@ -145,7 +148,7 @@ def _made_by_integers(graph: fx.Graph, weighted: Iterable[fx.Node]) -> set[fx.No
     """Integer kernels, and what only moves, clips, joins or averages a result of theirs."""
     made = set(weighted)
     for node in graph.nodes:
-        passes = node.target in MOVING | JOINING | AVERAGING or _is_clipping(node)
+        passes = _moves(node) or node.target in JOINING | AVERAGING or _is_clipping(node)
         if passes and any(n in made for n in node.all_input_nodes):
             made.add(node)
     return made
@@ -175,10 +178,18 @@ def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
+def _moves(node: fx.Node) -> bool:
+    """Whether node only moves data; to take one of several results does where those are parts of one tensor."""
+    if node.target == operator.getitem:
+        return _source(node).target in RETURNS_SEVERAL
+    return node.target in MOVING
+
+
 def _only_moved(node: fx.Node) -> fx.Node:
     """The farthest node before whose only use is to be moved to where node is."""
     while (
-        node.target in MOVING - RETURNS_SEVERAL
+        _moves(node)
+        and node.target not in RETURNS_SEVERAL
         and len(_source(node).users) == 1
         and _source(node).target
         not in (
@@ -191,6 +202,6 @@ def _only_moved(node: fx.Node) -> fx.Node:
 
 
 def _root(node: fx.Node) -> fx.Node:
-    while node.target in MOVING:
+    while _moves(node):
         node = _source(node)
     return node

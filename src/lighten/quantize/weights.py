@@ -17,7 +17,7 @@ _PASSES = {
     *(aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, operator.getitem, aten.slice.Tensor),
     *(aten.transpose.int, aten.t.default, aten.permute.default, aten.view.default, aten.reshape.default),
 }
-# Layers whose input makes the second moments that data-driven rounding needs; F.unfold has no third dimension.
+# Layers whose input makes the second moments that data-driven rounding needs.
 OBSERVABLE = CONVOLUTIONS | {aten.linear.default}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from lighten.errors import ConfigError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
-from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED, aten
+from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED
 from lighten.quantize.rescale import divide_output_, maker_of, multiply_input_, per_input
 
 
@@ -80,4 +80,4 @@ def _input_range(captured: CapturedModule, node: fx.Node) -> Tensor:
 
 
 def _is_conv(node: fx.Node) -> bool:
-    return node.target in CONVOLUTIONS or node.target == aten.conv3d.default
+    return node.target in CONVOLUTIONS
