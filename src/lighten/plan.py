@@ -49,6 +49,7 @@ class Plan:
     refit: what pruning was asked for, see lighten.prune; granularity None = nothing was pruned.
     scheme: the number format asked for, None = float. method: how weights were rounded. steps: what was done to the
     float model before. observer: how activation ranges were found. weight_bits: bits of a weight code actually used.
+    weight_bits_because: why they are fewer than the scheme's, where the CPU decided that.
     epochs: of fine-tuning after pruning. runtime, threads: what it was measured on. skipped: layers that were left
     alone although asked for, with the reason.
     """
@@ -70,6 +71,7 @@ class Plan:
     steps: list[str] = field(default_factory=list)
     observer: str | None = None
     weight_bits: int | None = None
+    weight_bits_because: str | None = None
     runtime: str = "onnxruntime"
     threads: int | None = None
     seed: int = 0

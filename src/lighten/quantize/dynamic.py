@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lighten.errors import CaptureError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
 from lighten.graph.fold import fold_batch_norm_
@@ -26,9 +25,11 @@ from lighten.quantize.affine import quantize_weight
 from lighten.quantize.assignment import Assignment
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.placement import aten, place
+from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.static import must_be_numbers, round_layers
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weight_only import entry_of
+from lighten.quantize.weights import empty_parameters
 
 _EXACT = 1024  # products of 127 · 127 whose sum a float32 holds exactly: below 2^24 / 127^2 = 1040
 
@@ -56,13 +57,15 @@ linear_dynamic = torch.ops.lighten.linear_dynamic.default
 @dataclass(frozen=True, kw_only=True)
 class DynamicRequest:
     """What is asked for. bits: no weight's code is wider; None = as the schemes say. batches: read by a method that
-    needs inputs, only."""
+    needs inputs, only. bits_because, on_progress: as of StaticRequest."""
 
     assignment: Assignment
     bits: int | None
     method: MethodConfig
     batches: Iterable[Any]
     exclude: tuple[str, ...]
+    bits_because: str | None = None
+    on_progress: OnProgress = silent
 
 
 def quantize_dynamic(captured: CapturedModule, request: DynamicRequest) -> None:
@@ -72,7 +75,7 @@ def quantize_dynamic(captured: CapturedModule, request: DynamicRequest) -> None:
         CaptureError: a weight is NaN or infinite. TaskError: see lighten.quantize.layerwise.
     """
     fold_batch_norm_(captured)
-    placement = place(captured.graph, request.exclude)
+    placement = place(captured.graph, request.exclude, empty_parameters(captured))
     linear = {node: name for node, name in placement.weighted.items() if node.target == aten.linear.default}
     others = {
         name: "not quantized: ranges at run time are for linear layers"
@@ -81,11 +84,9 @@ def quantize_dynamic(captured: CapturedModule, request: DynamicRequest) -> None:
     }
     for node, name in linear.items():
         must_be_numbers(captured, node, name)
-        if get_tensor(captured, str(arguments(node)["weight"].target)).numel() == 0:
-            raise CaptureError(f"The weight of layer '{name}' is empty. Exclude it.")
     schemes = {node: request.assignment.of(name) for node, name in linear.items()}
     bits = {node: min(scheme.weight_bits, request.bits or 8) for node, scheme in schemes.items()}
-    rounded = round_layers(captured, replace(placement, weighted=linear), request.batches, request.method, bits)
+    rounded = round_layers(captured, replace(placement, weighted=linear), request, bits)
     for node in linear:
         given = arguments(node)
         weight = get_tensor(captured, str(given["weight"].target)).detach()
@@ -109,6 +110,7 @@ def quantize_dynamic(captured: CapturedModule, request: DynamicRequest) -> None:
         scheme=assignment.name,
         method=method,
         weight_bits=request.bits if assignment.special else min(assignment.default.weight_bits, request.bits or 8),
+        weight_bits_because=request.bits_because,
     )
 
 

@@ -15,7 +15,7 @@ from lighten.errors import TaskError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor, placeholder_values
 from lighten.quantize.moments import MomentAccumulator, Moments, rows_of_input
-from lighten.quantize.ranges import does_not_fit
+from lighten.quantize.ranges import does_not_fit, must_hold_samples
 from lighten.quantize.weights import StoredWeight
 from lighten.task import as_args
 
@@ -68,6 +68,7 @@ class _Run(fx.Interpreter):
         super().__init__(captured)
         self.extra_traceback = False  # it would be appended to our messages
         self.index = index
+        must_hold_samples(index, batch)
         try:
             self.args_iter = iter(placeholder_values(captured, as_args(batch)))
         except Exception as error:

@@ -11,7 +11,7 @@ pooling pass the scale on.
 
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,11 @@ class Placement:
     skipped: dict[str, str]
 
 
-def place(graph: fx.Graph, exclude: Iterable[str] = ()) -> Placement:
-    """Choose the tensors to quantize. exclude: shell patterns over names of layers that stay float."""
+def place(graph: fx.Graph, exclude: Iterable[str] = (), empty: Collection[str] = ()) -> Placement:
+    """Choose the tensors to quantize. exclude: shell patterns over names of layers that stay float. empty: names of
+    parameters without elements."""
     exclude = tuple(exclude)
-    weighted, skipped = _weighted_layers(graph, exclude)
+    weighted, skipped = _weighted_layers(graph, exclude, empty)
     products, float_products = _products(graph, exclude)
     skipped |= float_products
     integer = _made_by_integers(graph, [*weighted, *products])
@@ -109,7 +110,9 @@ def pool_after_clipping_(graph: fx.Graph) -> None:
             node.append(pool)
 
 
-def _weighted_layers(graph: fx.Graph, exclude: tuple[str, ...]) -> tuple[dict[fx.Node, str], dict[str, str]]:
+def _weighted_layers(
+    graph: fx.Graph, exclude: tuple[str, ...], empty: Collection[str]
+) -> tuple[dict[fx.Node, str], dict[str, str]]:
     readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr" for _ in node.users)
     weighted, skipped = {}, {}
     for node in graph.nodes:
@@ -126,6 +129,8 @@ def _weighted_layers(graph: fx.Graph, exclude: tuple[str, ...]) -> tuple[dict[fx
             skipped[name] = "not quantized: its weight is computed, not stored"
         elif any(readers[str(p.target)] > 1 for p in parameters):
             skipped[layer_of(node)] = "not quantized: its weight is shared with another layer"
+        elif any(p.target in empty for p in parameters):
+            skipped[name] = "not quantized: its weight is empty"
         else:
             weighted[node] = name
     return weighted, skipped

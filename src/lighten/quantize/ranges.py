@@ -35,8 +35,9 @@ def observe_ranges(
     seen: set[fx.Node] = set()
 
     def look(node: fx.Node, value: Tensor) -> None:
-        watching[node].observe(value)
-        seen.add(node)
+        if value.numel():  # between layers without channels there is nothing, and no range of it
+            watching[node].observe(value)
+            seen.add(node)
 
     watch(captured, watching, batches, look)
     return {point: observing.range() for point, observing in watching.items() if point in seen}
@@ -56,12 +57,22 @@ def watch(
     watcher = _Watcher(captured, points, look)
     with torch.no_grad():
         for index, batch in enumerate(batches):
+            must_hold_samples(index, batch)
             try:
                 watcher.run(*placeholder_values(captured, as_args(batch)), enable_io_processing=False)
             except TaskError:
                 raise
             except Exception as error:
                 raise does_not_fit(index, error) from error
+
+
+def must_hold_samples(index: int, batch: Any) -> None:
+    """Raises TaskError: the calibration batch of that index has no sample."""
+    for x in as_args(batch):
+        if isinstance(x, Tensor) and x.ndim and len(x) == 0:
+            raise TaskError(
+                f"Calibration batch {index} is empty: it holds a tensor of shape {list(x.shape)}. Leave it out."
+            )
 
 
 def does_not_fit(index: int, error: Exception) -> TaskError:

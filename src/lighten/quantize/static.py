@@ -6,8 +6,8 @@ a bias in int32 steps of input scale · weight scale, one rounding where a kerne
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -27,6 +27,7 @@ from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
 from lighten.quantize.placement import Placement, aten, place, pool_after_clipping_
+from lighten.quantize.progress import OnProgress, announced, silent
 from lighten.quantize.ranges import observe_ranges
 from lighten.quantize.scheme import Scheme
 from lighten.quantize.steps.bias_correction import give_bias_, mean_inputs, mean_shift
@@ -34,7 +35,7 @@ from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
 from lighten.quantize.steps.smoothquant import SmoothQuantConfig, smooth_
 from lighten.quantize.store import register, replace_parameter_
 from lighten.quantize.weight_only import entry_of, round_weight
-from lighten.quantize.weights import StoredWeight
+from lighten.quantize.weights import StoredWeight, empty_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class StaticRequest:
     """What is asked for. bits: no weight's code is wider; None = as the schemes say. steps: see lighten.quantize.steps.
 
     Weights of fewer than 8 bits are held in int8, because kernels read bytes. batches are read once where nothing but
-    ranges is to be found; otherwise all are kept. example_inputs: of the network.
+    ranges is to be found; otherwise all are kept. example_inputs: of the network. bits_because: why bits are fewer than
+    the schemes', where this machine's CPU is the reason. on_progress: told what is done next.
     """
 
     assignment: Assignment
@@ -53,6 +55,24 @@ class StaticRequest:
     exclude: Iterable[str]
     method: MethodConfig
     steps: tuple[str, ...] = ()
+    bits_because: str | None = None
+    on_progress: OnProgress = silent
+
+
+class Rounding(Protocol):
+    """What round_layers reads of a request."""
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """Of calibration."""
+
+    @property
+    def method(self) -> MethodConfig:
+        """How weights are rounded."""
+
+    @property
+    def on_progress(self) -> OnProgress:
+        """Told what is done next."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
         smooth_(captured, batches, SmoothQuantConfig())
     pool_after_clipping_(captured.graph)
     write_out_attention_(captured, request.example_inputs)
-    placement = place(captured.graph, request.exclude)
+    placement = place(captured.graph, request.exclude, empty_parameters(captured))
     for node, name in placement.weighted.items():
         must_be_numbers(captured, node, name)
     if "bias-correction" in request.steps:
@@ -112,13 +132,14 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     schemes = {node: request.assignment.of(name, layer_of(node)) for node, name in placement.weighted.items()}
     bits = {node: min(scheme.weight_bits, request.bits or 8) for node, scheme in schemes.items()}
     widths = _activation_bits(placement, schemes, request.assignment.default)
-    ranges = observe_ranges(captured, widths, batches, request.observer)
+    watched = announced(batches, "ranges of activations", request.on_progress)
+    ranges = observe_ranges(captured, widths, watched, request.observer)
     for point in {placement.followers.get(n, n) for n in (p.all_input_nodes[-1] for p in placement.products)}:
         # OpenVINO's integer kernels want the second factor symmetric; queries and shares keep a range of their own.
         largest = max(map(abs, ranges[point]))
         ranges[point] = -largest, largest
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
-    rounded = round_layers(captured, placement, batches, request.method, bits)
+    rounded = round_layers(captured, placement, replace(request, batches=batches), bits)
     means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
     weights = {n: Weights(schemes[n], bits[n], rounded.get(n), means.get(n)) for n in placement.weighted}
     return Calibrated(placement, points, weights)
@@ -140,6 +161,7 @@ def record_(captured: CapturedModule, request: StaticRequest, found: Calibrated,
         steps=list(request.steps),
         observer=request.observer,
         weight_bits=bits,
+        weight_bits_because=request.bits_because,
     )
 
 
@@ -160,19 +182,20 @@ def _activation_bits(placement: Placement, schemes: dict[fx.Node, Scheme], defau
 def round_layers(
     captured: CapturedModule,
     placement: Placement,
-    batches: Iterable[Any],
-    method: MethodConfig,
+    request: Rounding,
     bits: dict[fx.Node, int],
 ) -> dict[fx.Node, tuple[Tensor, Tensor]]:
     """Codes and scales of each layer's weight: symmetric, one scale a channel, as kernels take them; rtn's are made
     later."""
     found: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+    method = request.method
     if isinstance(method, RTNConfig):
         return found
     weights = [StoredWeight(arguments(n)["weight"], name, n, False) for n, name in placement.weighted.items()]
 
     def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
         assert weight.reader is not None
+        request.on_progress(f"layer {len(found) + 1} of {len(weights)}, {weight.layer}, by {entry_of(method).name}")
         value = get_tensor(captured, str(weight.parameter.target)).detach()
         form = IntegerFormat(bits=bits[weight.reader], symmetric=True)
         quantized = round_weight(value, form, None, method, moments)
@@ -181,7 +204,7 @@ def round_layers(
         return quantized.dequantize().view(value.shape)
 
     if method.needs_inputs:
-        run_layer_by_layer(captured, weights, batches, work)
+        run_layer_by_layer(captured, weights, request.batches, work)
     else:
         for weight in weights:
             work(weight, None)

@@ -15,6 +15,7 @@ from lighten.quantize.assignment import Assignment, SchemeLike, parse_assignment
 from lighten.quantize.dynamic import DynamicRequest, quantize_dynamic
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
+from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.scheme import Scheme, check_weight_bits
 from lighten.quantize.static import StaticRequest, quantize_static
 from lighten.quantize.steps import check_steps
@@ -36,6 +37,7 @@ def quantize(
     observer: str | None = None,
     weight_bits: int | None = None,
     steps: str | Iterable[str] = (),
+    on_progress: OnProgress = silent,
 ) -> CapturedModule:
     """A quantized copy of model; model itself is not modified.
 
@@ -44,22 +46,24 @@ def quantize(
     where settings differ from the defaults; None = to nearest. calibration: batches of inputs (a tensor, or a tuple of
     tensors), for the ranges of activations and for methods that look at inputs. example_inputs: positional arguments
     of model; None = the first calibration batch. exclude: shell patterns over module names that stay float. observer:
-    how ranges are chosen, None = by least squared error. weight_bits: fewer than the scheme's for a CPU whose 8-bit
-    products saturate (see lighten.runtime.cpu.int8_saturates). steps: of "equalization", "smoothquant" and
-    "bias-correction" those that the float network goes through before (see lighten.quantize.steps). What was quantized
-    and what was left alone is in the result's `plan`.
+    how ranges are chosen, None = by least squared error. weight_bits: where activations are integers, no weight's code
+    is wider; None = as the scheme says, but 7 where this CPU's 8-bit products saturate (the plan says so; see
+    lighten.runtime.cpu.int8_saturates). steps: of "equalization", "smoothquant" and
+    "bias-correction" those that the float network goes through before (see lighten.quantize.steps). on_progress: told
+    what is done next. What was quantized and what was left alone is in the result's `plan`.
 
     Raises:
         ConfigError: a setting is unknown or has no meaning here, or model is quantized already. TaskError: the
-        calibration data is missing, does not fit the model, or holds NaN. CaptureError: see capture; or a weight is
-        NaN, or activations are to be integers and model is not float32.
+        calibration data is missing, does not fit the model, or holds NaN. CaptureError: see capture; or a parameter
+        is NaN, infinite or on the meta device, or activations are to be integers and model is not float32.
     """
     chosen, config, asked = parse_assignment(scheme), method_config(method), check_steps(steps)
     must_be_unquantized(model)
-    if chosen.default.activation_bits is None:
-        return _weights_alone(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
-    if chosen.default.dynamic:
-        return _at_run_time(model, chosen, config, calibration, example_inputs, exclude, observer, weight_bits, asked)
+    must_hold_numbers(model)
+    if chosen.default.activation_bits is None or chosen.default.dynamic:
+        run = _weights_alone if chosen.default.activation_bits is None else _at_run_time
+        data = calibration, example_inputs, exclude
+        return run(model, chosen, config, *data, observer, weight_bits, asked, on_progress)
     captured, request = static_request(
         model,
         chosen,
@@ -70,6 +74,7 @@ def quantize(
         observer=observer,
         weight_bits=weight_bits,
         steps=asked,
+        on_progress=on_progress,
     )
     quantize_static(captured, request)
     return captured
@@ -86,15 +91,21 @@ def static_request(
     observer: str | None,
     weight_bits: int | None,
     steps: tuple[str, ...],
+    on_progress: OnProgress = silent,
 ) -> tuple[CapturedModule, StaticRequest]:
     """model captured, and what is asked for, checked; arguments and errors as of quantize."""
+    must_hold_numbers(model)
     _must_suit_kernels(assignment, method, weight_bits)
     first, batches = _peek(calibration, f"{assignment.name} needs calibration data to find the ranges of activations")
     inputs = as_args(first) if example_inputs is None else example_inputs
     _must_be_float32(model, inputs)
+    bits, because = _bits_here(assignment, weight_bits)
+    on_progress("tracing the model")
     return capture(model, inputs), StaticRequest(
         assignment=assignment,
-        bits=weight_bits,
+        bits=bits,
+        bits_because=because,
+        on_progress=on_progress,
         batches=batches,
         example_inputs=inputs,
         observer=DEFAULT_OBSERVER if observer is None else observer,
@@ -114,14 +125,23 @@ def _at_run_time(
     observer: str | None,
     weight_bits: int | None,
     steps: tuple[str, ...],
+    on_progress: OnProgress,
 ) -> CapturedModule:
     _must_not_be_given(f"{assignment.name}, whose ranges are found later", observer=observer, steps=steps)
     _must_suit_kernels(assignment, config, weight_bits)
     inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs)
     _must_be_float32(model, inputs)
+    bits, because = _bits_here(assignment, weight_bits)
+    on_progress("tracing the model")
     captured = capture(model, inputs)
     request = DynamicRequest(
-        assignment=assignment, bits=weight_bits, method=config, batches=batches, exclude=tuple(exclude)
+        assignment=assignment,
+        bits=bits,
+        bits_because=because,
+        method=config,
+        batches=batches,
+        exclude=tuple(exclude),
+        on_progress=on_progress,
     )
     quantize_dynamic(captured, request)
     return captured
@@ -131,6 +151,31 @@ def must_be_unquantized(model: nn.Module) -> None:
     """Raises ConfigError: model is quantized already."""
     if isinstance(model, CapturedModule) and model.plan.scheme is not None:
         raise ConfigError(f"The model is quantized already, to {model.plan.scheme}. Quantize the float model instead.")
+
+
+def must_hold_numbers(model: nn.Module) -> None:
+    """Raises CaptureError: a parameter is on the meta device, NaN or infinite; its layer is named."""
+    for name, value in model.named_parameters():
+        layer, _, leaf = name.rpartition(".")
+        if value.is_meta:
+            raise CaptureError(f"The {leaf} of layer '{layer}' is on the meta device. Load the checkpoint first.")
+        if not value.isfinite().all():
+            raise CaptureError(f"The {leaf} of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
+
+
+def _bits_here(assignment: Assignment, weight_bits: int | None) -> tuple[int | None, str | None]:
+    """The bits that no weight's code may exceed, and why where the CPU of this machine decides that."""
+    from lighten.runtime.cpu import int8_saturates, this_cpu  # stands to the right of this package
+
+    if weight_bits is not None or all(scheme.weight_bits < 8 for scheme in assignment.schemes):
+        return weight_bits, None
+    cpu = this_cpu()
+    if not int8_saturates(cpu):
+        return None, None
+    return 7, (
+        f"{cpu.name}, on which they were made, has no VNNI: it adds products of 8-bit codes in pairs in 16 bits, "
+        "which saturate"
+    )
 
 
 def _weights_alone(
@@ -143,12 +188,14 @@ def _weights_alone(
     observer: str | None,
     weight_bits: int | None,
     steps: tuple[str, ...],
+    on_progress: OnProgress,
 ) -> CapturedModule:
     why = f"{assignment.name}, which leaves activations alone"
     _must_not_be_given(why, observer=observer, weight_bits=weight_bits, steps=steps)
     inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs)
+    on_progress("tracing the model")
     captured = capture(model, inputs)
-    quantize_weights(captured, assignment, config, batches, exclude)
+    quantize_weights(captured, assignment, config, batches, exclude, on_progress)
     return captured
 
 

@@ -22,6 +22,7 @@ from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
 from lighten.quantize.packing import pack
+from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.rescale import divide_input_
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weights import StoredWeight, find_weights
@@ -37,6 +38,7 @@ def quantize_weights(
     config: MethodConfig,
     batches: Iterable[Any],
     exclude: Iterable[str],
+    on_progress: OnProgress = silent,
 ) -> None:
     """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
 
@@ -44,8 +46,8 @@ def quantize_weights(
     cannot do what it does (see MethodConfig), weights are rounded to nearest, and the layer's plan says so.
 
     Raises:
-        ConfigError: the method does not round to this format. CaptureError: a weight is NaN, infinite or on the meta
-        device. TaskError: see Moments.
+        ConfigError: the method does not round to this format. CaptureError: a weight is NaN or infinite. TaskError: see
+        lighten.quantize.layerwise.
     """
     entry = entry_of(config)
     for scheme in assignment.schemes:
@@ -64,6 +66,8 @@ def quantize_weights(
         value = get_tensor(captured, str(weight.parameter.target)).detach()
         scheme = assignment.of(weight.layer)
         used = config if _can_use(config, weight) else RTNConfig()
+        doing = f"{weight.layer}, {scheme.name} by {entry_of(used).name}"
+        on_progress(f"layer {len(rounded) + 1} of {len(weights)}, {doing}")
         quantized = round_weight(value, format_of(scheme), scheme.group_size, used, moments)
         rounded.append((weight, quantized))
         layers[weight.layer] = LayerPlan(scheme=scheme.name, method=entry_of(used).name)
@@ -142,8 +146,6 @@ def store_weight_(captured: CapturedModule, weight: StoredWeight, quantized: Qua
 
 
 def _must_be_numbers(value: Tensor, layer: str) -> None:
-    if value.is_meta:
-        raise CaptureError(f"The weight of layer '{layer}' is on the meta device. Load the checkpoint first.")
     if not value.isfinite().all():
         raise CaptureError(f"The weight of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
 

@@ -64,6 +64,11 @@ def find_weights(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple
     return found, skipped
 
 
+def empty_parameters(captured: CapturedModule) -> set[str]:
+    """Names of those without elements, which have no range."""
+    return {name for name, value in captured.named_parameters() if value.numel() == 0}
+
+
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
     """Layers that multiply with node, or with a part of it."""
     for user in node.users:

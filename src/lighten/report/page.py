@@ -115,6 +115,7 @@ def _recipe(plan: Plan) -> dict[str, str]:
         "Number format": plan.scheme or rows.FLOAT,
         "Activation ranges": plan.observer,
         "Bits of a weight": plan.weight_bits,
+        "Not more, because": plan.weight_bits_because,
         "Runtime": plan.runtime,
         "Threads": plan.threads,
         "Seed": plan.seed,

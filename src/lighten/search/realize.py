@@ -30,7 +30,6 @@ from lighten.quantize.assignment import parse_assignment
 from lighten.quantize.mixed import measure
 from lighten.recover.finetune import FineTuneConfig, bfloat16_pays, takes_channels_last
 from lighten.recover.optimizer import suits_sgd
-from lighten.runtime.cpu import int8_saturates, this_cpu
 from lighten.runtime.runner import load
 from lighten.search.bits import WIDTHS, fewest_bits, mean_bits
 from lighten.search.candidate import Candidate, compared
@@ -374,7 +373,7 @@ def _quantized(task: Task, model: CapturedModule, scheme: str) -> CapturedModule
     assignment, how = parse_assignment(scheme), dict[str, Any](example_inputs=task.example_inputs)
     calibration = batches(task.calibration, task.batch_size)
     if assignment.default.activation_bits is not None:
-        how |= {"calibration": calibration, "weight_bits": 7 if int8_saturates(this_cpu()) else None}
+        how |= {"calibration": calibration}
     elif any(s.weight_bits < ENOUGH_BITS for s in assignment.schemes):
         how |= {"calibration": calibration, "method": FEW_BITS_METHOD}
     return quantize(model, scheme, **how)
