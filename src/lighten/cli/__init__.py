@@ -17,6 +17,7 @@ from lighten.cli.console import print_error
 from lighten.cli.doctor import doctor
 from lighten.cli.profile import profile
 from lighten.cli.prune import prune
+from lighten.cli.quantize import quantize
 from lighten.cli.report import report
 from lighten.cli.train import train
 from lighten.errors import LightenError
@@ -42,6 +43,7 @@ app.command()(compress)
 app.command()(doctor)
 app.command()(profile)
 app.command()(prune)
+app.command()(quantize)
 app.command()(report)
 app.command()(train)
 
