@@ -159,3 +159,26 @@ def test_only_what_was_prepared_can_be_finished() -> None:
     prepared = prepare(nn.Linear(2, 2), "w8a8", calibration=[torch.ones(1, 2)])
     with pytest.raises(ConfigError, match="quantized already"):
         prepare(prepared, "w8a8", calibration=[torch.ones(1, 2)])
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_factors_of_products_keep_their_signed_codes() -> None:
+    torch.manual_seed(0)
+    model, x = Heads().eval(), torch.randn(32, 6, 16)
+    made = finish(prepare(model, "w8a8", calibration=[x], method="rtn"))
+    kinds = [
+        [value.dtype for name, value in m.named_buffers() if name.endswith("_zero_point") and "qkv" not in name]
+        for m in (made, quantize(model, "w8a8", calibration=[x]))
+    ]
+    # The input and the shares are bytes; queries, keys and values are not.
+    assert sorted(map(str, kinds[0])) == ["torch.int8"] * 3 + ["torch.uint8"] * 2
+    assert sorted(map(str, kinds[1])) == sorted(map(str, kinds[0]))

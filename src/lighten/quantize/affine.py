@@ -26,6 +26,14 @@ def qparams_of_range(low: float, high: float, bits: int = 8) -> tuple[Tensor, Te
     return scale, zero_point.to(torch.uint8)
 
 
+def symmetric_qparams(largest: float) -> tuple[Tensor, Tensor]:
+    """scale [] float32 > 0 and zero_point [] int8, which is 0, for codes -127..127 of values in [-largest, largest]."""
+    scale = torch.tensor(largest / 127, dtype=torch.float32)
+    if not scale > torch.finfo(torch.float32).tiny:
+        scale = torch.ones(())
+    return scale, torch.zeros((), dtype=torch.int8)
+
+
 def quantize_weight(
     weight: Tensor, bits: int, least_scale: Tensor | None = None, *, per_tensor: bool = False
 ) -> tuple[Tensor, Tensor]:

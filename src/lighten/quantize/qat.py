@@ -25,7 +25,7 @@ from lighten.quantize.affine import quantize_weight
 from lighten.quantize.assignment import SchemeLike, parse_assignment
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.mse import MSEConfig
-from lighten.quantize.placement import Placement
+from lighten.quantize.placement import PRODUCTS, Placement
 from lighten.quantize.static import Calibrated, QParams, Weights, calibrate_, insert_, record_
 from lighten.quantize.steps import check_steps
 from lighten.quantize.steps.bias_correction import mean_shift
@@ -149,8 +149,7 @@ def _insert_trainable(captured: CapturedModule, found: Calibrated) -> None:
     behind = {}
     for point, qparams in found.points.items():
         name = _register_step(captured, f"{point.name}_step", qparams.scale)
-        zero = int(qparams.zero_point)
-        behind[point] = _round_behind(graph, point, name, -zero, 2**qparams.bits - 1 - zero, None)
+        behind[point] = _round_behind(graph, point, name, *qparams.levels, None)
     for follower, root in found.placement.followers.items():
         with graph.inserting_after(follower):
             marked = graph.call_function(same_step, ())
@@ -190,6 +189,19 @@ def _round_behind(graph: fx.Graph, node: fx.Node, step_name: str, lowest: int, h
     return rounded
 
 
+def _factors_of_products(graph: fx.Graph) -> set[fx.Node]:
+    """What is rounded for a product of activations."""
+    rounded = set()
+    for product in (node for node in graph.nodes if node.target in PRODUCTS):
+        for factor in product.all_input_nodes:
+            behind = factor.args[1] if factor.target == same_step else factor
+            if isinstance(behind, fx.Node) and behind.target == fake_quantize:
+                source = behind.args[0]
+                assert isinstance(source, fx.Node)
+                rounded.add(source)
+    return rounded
+
+
 def _take_out_(captured: CapturedModule) -> Calibrated:
     """Remove what _insert_trainable wrote, in place; returns what training made of it."""
     graph, plan = captured.graph, captured.plan
@@ -197,6 +209,7 @@ def _take_out_(captured: CapturedModule) -> Calibrated:
     points: dict[fx.Node, QParams] = {}
     steps: dict[fx.Node, tuple[Tensor, int]] = {}  # of weights, with their largest code
     followers: dict[fx.Node, fx.Node] = {}
+    factors = _factors_of_products(graph)
     for node in list(graph.nodes):
         if node.target == same_step:
             followers[node.args[0]] = node.args[1].args[0]
@@ -211,7 +224,8 @@ def _take_out_(captured: CapturedModule) -> Calibrated:
             if source.op == "get_attr":
                 steps[source] = scale, highest
             else:
-                zero_point = torch.tensor(-lowest, dtype=torch.uint8)
+                is_signed = source in factors and lowest == torch.iinfo(torch.int8).min
+                zero_point = torch.tensor(0 if is_signed else -lowest, dtype=torch.int8 if is_signed else torch.uint8)
                 points[source] = QParams(scale, zero_point, (highest - lowest).bit_length())
             node.replace_all_uses_with(source)
             graph.erase_node(node)

@@ -18,7 +18,13 @@ from lighten.graph.capture import CapturedModule, get_tensor, layer_of
 from lighten.graph.fold import fold_batch_norm_
 from lighten.plan import LayerPlan
 from lighten.quantize import ops
-from lighten.quantize.affine import least_weight_scale, qparams_of_range, quantize_bias, quantize_weight
+from lighten.quantize.affine import (
+    least_weight_scale,
+    qparams_of_range,
+    quantize_bias,
+    quantize_weight,
+    symmetric_qparams,
+)
 from lighten.quantize.assignment import Assignment
 from lighten.quantize.attention import write_out_attention_
 from lighten.quantize.formats import IntegerFormat
@@ -28,7 +34,7 @@ from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
 from lighten.quantize.placement import Placement, aten, place, pool_after_clipping_
 from lighten.quantize.progress import OnProgress, announced, silent
-from lighten.quantize.ranges import observe_ranges
+from lighten.quantize.ranges import Ranges, observe_ranges
 from lighten.quantize.scheme import Scheme
 from lighten.quantize.steps.bias_correction import give_bias_, mean_inputs, mean_shift
 from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
@@ -77,11 +83,17 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class QParams:
-    """How one activation is quantized: scale [] float32, zero_point [] uint8, bits of its codes."""
+    """How one activation is quantized: scale [] float32, zero_point [] of the codes' type, bits of its codes."""
 
     scale: Tensor
     zero_point: Tensor
     bits: int
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest and the highest value, in steps."""
+        lowest = torch.iinfo(self.zero_point.dtype).min - int(self.zero_point)
+        return lowest, lowest + 2**self.bits - 1
 
 
 @dataclass(frozen=True)
@@ -134,11 +146,8 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     widths = _activation_bits(placement, schemes, request.assignment.default)
     watched = announced(batches, "ranges of activations", request.on_progress)
     ranges = observe_ranges(captured, widths, watched, request.observer)
-    for point in {placement.followers.get(n, n) for n in (p.all_input_nodes[-1] for p in placement.products)}:
-        # OpenVINO's integer kernels want the second factor symmetric; queries and shares keep a range of their own.
-        largest = max(map(abs, ranges[point]))
-        ranges[point] = -largest, largest
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
+    points |= _signed_factors(placement, ranges)
     rounded = round_layers(captured, placement, replace(request, batches=batches), bits)
     means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
     weights = {n: Weights(schemes[n], bits[n], rounded.get(n), means.get(n)) for n in placement.weighted}
@@ -163,6 +172,21 @@ def record_(captured: CapturedModule, request: StaticRequest, found: Calibrated,
         weight_bits=bits,
         weight_bits_because=request.bits_because,
     )
+
+
+def _signed_factors(placement: Placement, ranges: Ranges) -> dict[fx.Node, QParams]:
+    """How the factors of products are quantized, but for first ones that are never below 0: in signed codes around 0.
+
+    OpenVINO has no integer kernel for factors with a zero point. ONNX Runtime takes signed codes for bytes around 128.
+    """
+    found = {}
+    for product in placement.products:
+        factors = product.all_input_nodes
+        first, second = (placement.followers.get(n, n) for n in (factors[0], factors[-1]))
+        for point in (first, second) if ranges[first][0] < 0 else (second,):
+            scale, zero_point = symmetric_qparams(max(map(abs, ranges[point])))
+            found[point] = QParams(scale, zero_point, 8)
+    return found
 
 
 def _activation_bits(placement: Placement, schemes: dict[fx.Node, Scheme], default: Scheme) -> dict[fx.Node, int]:
