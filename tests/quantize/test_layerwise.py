@@ -1,5 +1,8 @@
 """Layer by layer: what the moments are made of, that later layers see rounded ones, and that memory is given back."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import capture
 from lighten.quantize import quantize
 from lighten.quantize.layerwise import run_layer_by_layer
-from lighten.quantize.moments import Moments
+from lighten.quantize.moments import AIM_DAMPING, MomentAccumulator, Moments, aim
 from lighten.quantize.weights import StoredWeight, find_weights
 
 
@@ -67,6 +70,67 @@ def test_later_layers_see_what_rounded_ones_make() -> None:
     (moments,) = record(model, [x], change=1.0)["1"]
     seen = nn.functional.linear(x, model[0].weight + 1, model[0].bias).detach()
     torch.testing.assert_close(moments.hessian, 2 / 5 * seen.T @ seen)
+
+
+class Twice(nn.Module):
+    """A residual around a convolution, so that what was given and what rounding made of it meet in one addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Linear(6, 6), nn.Conv1d(4, 4, 3, padding=1, groups=2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.conv(x).relu())
+
+
+def test_drift_is_how_far_inputs_are_from_those_of_the_network_as_given() -> None:
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(5, 4, 6)
+    seen = record(model, [x[:2], x[2:]], change=0.1)
+    assert all(moments.drift is None for moments in seen["first"])  # nothing was rounded before
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (other.first, other.conv, other.last):
+            layer.weight += 0.1
+        given, now = (m.first(x) + m.conv(m.first(x)).relu() for m in (model, other))
+    rows, change = now.flatten(0, 1), (given - now).flatten(0, 1)
+    torch.testing.assert_close(seen["last"][0].drift, 2 / len(rows) * change.T @ rows)
+    assert len(seen["conv"]) == 2  # one for each group
+    assert all(moments.drift is not None for moments in seen["conv"])
+
+
+def test_the_aim_is_the_ridge_regression_on_samples() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(50, 6), torch.randn(3, 6)
+    given = x + 0.3 * torch.randn(50, 6) + 0.2 * x.roll(1, 1)
+    accumulator = MomentAccumulator()
+    accumulator.add(x[None], given[None])
+    (moments,) = accumulator.moments()
+    damping = AIM_DAMPING * x.square().sum(0).mean()
+    # [X; √λ I] W'ᵀ is to be [X̄ Wᵀ; √λ Wᵀ].
+    left = torch.cat([x, damping.sqrt() * torch.eye(6)])
+    right = torch.cat([given @ weight.T, damping.sqrt() * weight.T])
+    wanted = torch.linalg.lstsq(left, right).solution.T
+    torch.testing.assert_close(aim(weight, moments), wanted, rtol=1e-4, atol=1e-5)
+    weight[:, 2] = 0
+    assert torch.all(aim(weight, moments)[:, 2] == 0)  # pruned
+    assert aim(weight, replace(moments, drift=None)) is weight
+    nothing = replace(moments, hessian=torch.zeros(6, 6), drift=torch.zeros(6, 6))
+    assert torch.equal(aim(weight, nothing), weight)
+
+
+def test_a_deep_network_ends_nearer_to_itself_for_aiming_at_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = (layer for _ in range(6) for layer in (nn.Linear(24, 24), nn.Tanh()))
+    model, x = nn.Sequential(*layers), torch.randn(2000, 24) @ torch.randn(24, 24) / 5
+    far = {}
+    for aims in (True, False):
+        if not aims:
+            monkeypatch.setattr("lighten.quantize.weight_only.aim", lambda weight, moments: weight)
+        quantized = quantize(model, "w3-g8", method="gptq", calibration=[x[:1000]])
+        far[aims] = float((quantized(x[1000:]) - model(x[1000:])).detach().square().mean())
+    assert far[True] < far[False]
 
 
 def test_what_no_later_node_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Layer by layer: run a graph node by node over all calibration batches, and round each weight when its layer is due.
 
 A layer then sees the inputs that the already rounded layers before it make, so that it can make up for their errors.
-Every node runs once a batch. Held at a time: the tensors that later nodes still need, for all batches.
+What it would see in the network as given runs beside, for the sake of Moments.drift. Every node runs once a batch, and
+once more where the two differ. Held at a time: the tensors that later nodes still need, for all batches, of both.
 """
 
 from collections import defaultdict
@@ -41,7 +42,7 @@ def run_layer_by_layer(
             at_once[weight.parameter] = weight
         else:
             by_reader[weight.reader].append(weight)
-    runs = [_Run(captured, index, batch) for index, batch in enumerate(batches)]
+    runs = [_Pair(captured, index, batch) for index, batch in enumerate(batches)]
     last_uses = _last_uses(captured.graph)
     with torch.no_grad():
         for node in captured.graph.nodes:
@@ -49,16 +50,16 @@ def run_layer_by_layer(
                 value = get_tensor(captured, str(weight.parameter.target))
                 rounded = round_weight(weight, _moments(weight, node, value, runs))
                 for run in runs:
-                    run.env[weight.parameter] = rounded
+                    run.replace(weight.parameter, rounded)
             for run in runs:
                 run.step(node)
             if node in at_once:
                 rounded = round_weight(at_once[node], None)
                 for run in runs:
-                    run.env[node] = rounded
+                    run.replace(node, rounded)
             for used in last_uses.get(node, ()):
                 for run in runs:
-                    run.env.pop(used, None)
+                    run.forget(used)
 
 
 class _Run(fx.Interpreter):
@@ -81,19 +82,55 @@ class _Run(fx.Interpreter):
             raise does_not_fit(self.index, error) from error
 
 
-def _moments(weight: StoredWeight, reader: fx.Node, value: Tensor, runs: list[_Run]) -> list[Moments]:
+class _Pair:
+    """One batch on its way through the graph, with rounded weights and with those given; as long as there is no
+    difference, what the former makes stands for both."""
+
+    def __init__(self, captured: CapturedModule, index: int, batch: Any) -> None:
+        self.index = index
+        self.rounded, self.given = (_Run(captured, index, batch) for _ in range(2))
+        self.differ: set[fx.Node] = set()  # nodes whose values may be two
+        self.shares = not any(_writes(node) for node in captured.graph.nodes)  # else one would write into the other's
+
+    def step(self, node: fx.Node) -> None:
+        self.rounded.step(node)
+        if not self.shares or self.differ.intersection(node.all_input_nodes):
+            self.given.step(node)
+            self.differ.add(node)
+        else:
+            self.given.env[node] = self.rounded.env[node]
+
+    def replace(self, parameter: fx.Node, value: Tensor) -> None:
+        self.rounded.env[parameter] = value
+        self.differ.add(parameter)
+
+    def forget(self, node: fx.Node) -> None:
+        self.rounded.env.pop(node, None)
+        self.given.env.pop(node, None)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _moments(weight: StoredWeight, reader: fx.Node, value: Tensor, runs: list[_Pair]) -> list[Moments]:
     accumulator = MomentAccumulator()
     source = arguments(reader)["input"]
     for run in runs:
-        x = run.env[source]
-        if not x.isfinite().all():
+        x, given = run.rounded.env[source], run.given.env[source]
+        if not (x.isfinite().all() and given.isfinite().all()):
             raise TaskError(
                 f"The input of layer '{weight.layer}' is NaN or infinite during calibration. Check the calibration "
                 "data and the weights up to there."
             )
         try:
-            for rows in rows_of_input(reader, x, value.shape):
-                accumulator.add(rows)
+            parts = rows_of_input(reader, x, value.shape)
+            if source in run.differ:
+                for rows, others in zip(parts, rows_of_input(reader, given, value.shape), strict=True):
+                    accumulator.add(rows, others)
+            else:
+                for rows in parts:
+                    accumulator.add(rows)
         except RuntimeError as error:
             raise does_not_fit(run.index, error) from error
     return accumulator.moments()

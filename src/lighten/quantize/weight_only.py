@@ -20,7 +20,7 @@ from lighten.quantize.formats.grid import Grid
 from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
-from lighten.quantize.moments import Moments
+from lighten.quantize.moments import Moments, aim
 from lighten.quantize.packing import pack
 from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.rescale import divide_input_
@@ -107,13 +107,16 @@ def entry_of(config: MethodConfig) -> Entry[Any]:
 def round_weight(
     weight: Tensor, form: Format, group_size: int | None, config: MethodConfig, moments: list[Moments] | None
 ) -> QuantizedWeight:
-    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into, or None."""
+    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into, or None.
+
+    Where inputs are not those of the network as given, what is rounded is the weight that makes up for that: see aim.
+    """
     matrix = weight.detach().flatten(1).cpu()
     if moments is None:
         quantized: QuantizedWeight = entry_of(config).function(matrix, form, group_size, config)
         return quantized
     parts = [
-        entry_of(config).function(rows, form, group_size, config, part)
+        entry_of(config).function(aim(rows, part), form, group_size, config, part)
         for rows, part in zip(matrix.chunk(len(moments)), moments, strict=True)
     ]
     return _concatenated(parts)
