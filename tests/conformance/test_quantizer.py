@@ -34,7 +34,7 @@ FORMATS = ["w4-g8", "w2-g8-sym", "w8", "nf4-g8", "fp8", "mxfp4"]
 # Another value for each setting; a problem on which it makes a difference.
 OTHER = {
     "hqq": {"p": 0.9, "beta": 1.0, "kappa": 2.0, "iterations": 1},
-    "gptq": {"damping": 1.0, "act_order": False, "block_size": 1},
+    "gptq": {"damping": 1.0, "act_order": False, "block_size": 1, "narrow": False},
     "awq": {"candidates": 3},
     "adaround": {
         "steps": 20,

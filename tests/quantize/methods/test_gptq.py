@@ -67,7 +67,7 @@ def test_outputs_are_closer_than_by_rounding_to_nearest(scheme: str, act_order: 
 def test_unrelated_inputs_leave_nothing_to_make_up_for() -> None:
     weight, _, _ = problem()
     moments = moments_of(torch.eye(40) * 3)
-    q = gptq(weight, INT4, 8, GPTQConfig(), moments)
+    q = gptq(weight, INT4, 8, GPTQConfig(narrow=False), moments)
     assert torch.equal(q.codes, rtn(weight, INT4, 8, RTNConfig()).codes)
 
 
@@ -78,6 +78,16 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     assert torch.equal(q.codes[:, ::3], rtn(weight, INT4, None, RTNConfig()).codes[:, ::3])
     nothing = gptq(weight, INT4, None, GPTQConfig(), moments_of(torch.zeros(5, 40)))
     assert torch.equal(nothing.codes, rtn(weight, INT4, None, RTNConfig()).codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_narrow_grids_help_and_no_row_is_worse_for_having_been_tried_on_them(bits: int) -> None:
+    weight, _, moments = problem()
+    form = IntegerFormat(bits=bits, symmetric=False)
+    both, spanning = (gptq(weight, form, 8, GPTQConfig(narrow=narrow), moments) for narrow in (True, False))
+    errors = [output_errors(weight, q, moments.hessian) for q in (both, spanning)]
+    assert torch.all(errors[0] <= errors[1] * (1 + 1e-5))  # a row that is the same is summed up anew
+    assert errors[0].sum() < errors[1].sum()
 
 
 def test_more_inputs_than_samples_is_no_trouble() -> None:

@@ -5,8 +5,10 @@ arXiv:2210.17323, algorithm 1; the update is that of optimal brain surgery (Hass
 read from one Cholesky factor.
 Differs: inputs that were always zero are rounded to nearest instead of being set to zero. With act_order the grids of
 groups come from the weights as given, so that groups stay where they are in memory; without it, from the weights as
-they are when a group is due. A row that comes out worse than by rounding to nearest is rounded to nearest. What is zero
-was pruned and stays zero; what it would have become is an error that the other columns make up for.
+they are when a group is due. With act_order, integers are tried twice: on the grids that span the groups and on those
+with the least squared error of the weights, and each row is taken from the better. A row that comes out worse than by
+rounding to nearest is rounded to nearest. What is zero was pruned and stays zero; what it would have become is an error
+that the other columns make up for.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from lighten.errors import ConfigError
 from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight
+from lighten.quantize.formats.integer import IntegerFormat
 from lighten.quantize.methods.config import MethodConfig
+from lighten.quantize.methods.mse import MSEConfig, mse
 from lighten.quantize.methods.rtn import RTNConfig, rtn
 from lighten.quantize.moments import Moments, better_rows, output_errors
 from lighten.registry import quantizer
@@ -26,12 +30,14 @@ from lighten.registry import quantizer
 @dataclass(frozen=True, kw_only=True)
 class GPTQConfig(MethodConfig):
     """damping: added to the Hessian's diagonal, as a fraction of its mean. act_order: columns with the largest inputs
-    first. block_size: columns that are finished before the rest of the matrix is brought up to date."""
+    first. block_size: columns that are finished before the rest of the matrix is brought up to date. narrow: whether
+    integers in act_order are tried on grids of least squared error, too, which takes twice the time."""
 
     needs_inputs: ClassVar[bool] = True
     damping: float = 0.01
     act_order: bool = True
     block_size: int = 128
+    narrow: bool = True
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
@@ -45,9 +51,16 @@ def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfi
     """weight [rows, columns], to a small change of its outputs on the inputs that moments were taken from."""
     form = form.bound_to(weight)
     nearest = rtn(weight, form, group_size, RTNConfig())
-    compensated = compensate(weight, form, nearest, config, moments.hessian)
-    errors = [output_errors(weight, q, moments.hessian) for q in (compensated, nearest)]
-    return better_rows(compensated, nearest, errors[0] <= errors[1])
+    starts = [nearest]
+    if config.act_order and config.narrow and isinstance(form, IntegerFormat):
+        starts.insert(0, mse(weight, form, group_size, MSEConfig()))
+    best: QuantizedWeight = nearest
+    least = output_errors(weight, nearest, moments.hessian)
+    for start in starts:
+        compensated = compensate(weight, form, start, config, moments.hessian)
+        errors = output_errors(weight, compensated, moments.hessian)
+        best, least = better_rows(compensated, best, errors <= least), errors.minimum(least)
+    return best
 
 
 def compensate(
