@@ -5,7 +5,7 @@ from torch import Tensor
 from lighten.errors import ConfigError
 from lighten.quantize.formats import IntegerFormat, format_of
 from lighten.quantize.formats.grid import Grid
-from lighten.quantize.methods.gptq import GPTQConfig, compensate, gptq
+from lighten.quantize.methods.gptq import GPTQConfig, compensate, gptq, inverse_factor, order_of
 from lighten.quantize.methods.rtn import RTNConfig, rtn
 from lighten.quantize.moments import output_errors
 from lighten.quantize.scheme import parse_scheme
@@ -42,7 +42,10 @@ def oracle(weight: Tensor, form: IntegerFormat, size: int, config: GPTQConfig, h
 def test_codes_are_those_of_the_oracle(act_order: bool, size: int, block_size: int) -> None:
     weight, _, moments = problem()
     config = GPTQConfig(act_order=act_order, block_size=block_size)
-    found = compensate(weight, INT4, rtn(weight, INT4, size, RTNConfig()), config, moments.hessian).codes
+    order = order_of(moments.hessian, config)
+    factor = inverse_factor(moments.hessian, order, config.damping)
+    grid = rtn(weight, INT4, size, RTNConfig()).grid
+    found = compensate(weight, INT4, size, grid, config, moments.hessian, factor).codes
     wanted = oracle(weight, INT4, size, config, moments.hessian)
     # float32 against float64: a value next to a tie may fall to the other side, and moves what comes after it in its
     # row; with a condition number near 1e4 and 24 · 40 values, an eps of 6e-8 lets about one value in 1000 do so.

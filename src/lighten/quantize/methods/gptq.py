@@ -50,33 +50,35 @@ class GPTQConfig(MethodConfig):
 def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfig, moments: Moments) -> QuantizedWeight:
     """weight [rows, columns], to a small change of its outputs on the inputs that moments were taken from."""
     form = form.bound_to(weight)
-    nearest = rtn(weight, form, group_size, RTNConfig())
-    starts = [nearest]
-    if config.act_order and config.narrow and isinstance(form, IntegerFormat):
-        starts.insert(0, mse(weight, form, group_size, MSEConfig()))
-    best: QuantizedWeight = nearest
-    least = output_errors(weight, nearest, moments.hessian)
-    for start in starts:
-        compensated = compensate(weight, form, start, config, moments.hessian)
+    factor = inverse_factor(moments.hessian, order_of(moments.hessian, config), config.damping)
+    best: QuantizedWeight = rtn(weight, form, group_size, RTNConfig())
+    least = output_errors(weight, best, moments.hessian)
+    for narrow in (False, True):
+        if narrow and not (config.act_order and config.narrow and isinstance(form, IntegerFormat)):
+            continue
+        grid = (mse(weight, form, group_size, MSEConfig()) if narrow else best).grid
+        compensated = compensate(weight, form, best.group_size, grid, config, moments.hessian, factor)
         errors = output_errors(weight, compensated, moments.hessian)
-        best, least = better_rows(compensated, best, errors <= least), errors.minimum(least)
+        best, least = better_rows(compensated, best, errors < least), errors.minimum(least)
     return best
 
 
-def compensate(
-    weight: Tensor, form: Format, nearest: QuantizedWeight, config: GPTQConfig, hessian: Tensor
-) -> QuantizedWeight:
-    """Algorithm 1 alone. nearest: weight rounded to nearest; its grids are used with act_order."""
-    rows, columns = weight.shape
-    size = nearest.group_size
-    order = torch.arange(columns)
+def order_of(hessian: Tensor, config: GPTQConfig) -> Tensor:
+    """[columns] in which order they are rounded."""
     if config.act_order:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
+        return hessian.diagonal().argsort(descending=True, stable=True)
+    return torch.arange(len(hessian))
+
+
+def compensate(
+    weight: Tensor, form: Format, size: int, grid: Grid, config: GPTQConfig, hessian: Tensor, factor: Tensor
+) -> QuantizedWeight:
+    """Algorithm 1 alone. size: columns a group. grid: used with act_order. factor: see inverse_factor."""
+    rows, columns = weight.shape
+    order = order_of(hessian, config)
     codes = torch.empty(columns, rows, dtype=torch.uint8)
-    grid = Grid(*(None if part is None else part.clone() for part in nearest.grid))  # type: ignore[arg-type]
-    factor = _inverse_factor(hessian, order, config.damping)
+    grid = Grid(*(None if part is None else part.clone() for part in grid))  # type: ignore[arg-type]
     left = weight.t().index_select(0, order).float()  # [columns, rows]: a column of weight is a row of memory
-    pruned = left == 0
     block = config.block_size
     if not config.act_order and size < columns:
         block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
@@ -90,16 +92,17 @@ def compensate(
                     if part is not None and fresh is not None:
                         part[:, group] = fresh[:, 0]
             column = Grid(*(None if part is None else part[:, group] for part in grid))  # type: ignore[arg-type]
-            codes[i] = form.encode(left[i].masked_fill(pruned[i], 0), column)
-            errors[i - start] = (left[i] - form.decode(codes[i], column)) / factor[i, i]
+            pruned = weight[:, int(order[i])] == 0
+            rounded = form.encode(left[i].masked_fill(pruned, 0), column)
+            codes[int(order[i])] = rounded
+            errors[i - start] = (left[i] - form.decode(rounded, column)) / factor[i, i]
             left[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i - start], alpha=-1)
         left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(columns)
-    return QuantizedWeight(codes[back].t().contiguous(), grid, form, size)
+    del left  # the codes are about to be there twice
+    return QuantizedWeight(codes.t().contiguous(), grid, form, size)
 
 
-def _inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     """Upper U with Uᵀ U = (H + damping · mean(diag H) · I)⁻¹, rows and columns in that order; its row i is what an
     error in column i does to the rest.
 
