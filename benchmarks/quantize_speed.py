@@ -2,6 +2,7 @@
 
     python benchmarks/quantize_speed.py                  one 4096 × 4096 layer, every method that is fast enough
     python benchmarks/quantize_speed.py --size 1024 --repeats 3
+    python benchmarks/quantize_speed.py --threads 1      where other work takes the cores: read processor seconds
 
 Each case runs in a process of its own on `--threads` threads. Seconds are of the wall (median and p90 of the repeats)
 and of the processor over all threads, which other work on the machine disturbs less. `memory_ratio` is what the process
