@@ -37,7 +37,11 @@ class AWQConfig(MethodConfig):
 
 @quantizer("awq", AWQConfig)
 def awq(weight: Tensor, form: Format, group_size: int | None, config: AWQConfig, moments: Moments) -> QuantizedWeight:
-    """weight [rows, columns]; the result's input_scale [columns] is a power of mean_abs, or None for all ones."""
+    """weight [rows, columns]; the result's input_scale [columns] is a power of mean_abs.
+
+    It is there even where it is all ones: what a network consists of may not hang on its weights, or a checkpoint could
+    not be restored.
+    """
     size = moments.mean_abs.clamp(min=LEAST * float(moments.mean_abs.max()))
     best: QuantizedWeight | None = None
     least = torch.inf
@@ -46,7 +50,7 @@ def awq(weight: Tensor, form: Format, group_size: int | None, config: AWQConfig,
         factors = factors / (factors.max() * factors.min()).sqrt() if i and factors.min() > 0 else torch.ones_like(size)
         factors = factors.to(weight.dtype)  # as they will be stored
         q = rtn(weight * factors, form, group_size, RTNConfig())
-        q = replace(q, input_scale=factors.float() if i else None)
+        q = replace(q, input_scale=factors.float())
         error = float(output_errors(weight, q, moments.hessian).sum())
         if error < least:
             best, least = q, error
