@@ -9,13 +9,13 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lighten.cli.before_after import score_both_, table_of_both
 from lighten.cli.console import Format, FormatOption, print_json, stderr
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lighten.graph.capture import CapturedModule
-    from lighten.metric import Scores
     from lighten.prune.gradual import PruneStep
     from lighten.recover.finetune import FineTuneConfig, Step
     from lighten.task import Task
@@ -154,9 +154,6 @@ def _recipe(task: Task, epochs: int | None, lr: float | None, seed: int) -> Fine
 
 
 def _result(task: Task, pruned: CapturedModule, out: Path) -> dict[str, Any]:
-    from lighten.metric import paired_drop
-    from lighten.task import evaluate
-
     result: dict[str, Any] = {
         "task": task.name,
         "ratio": pruned.plan.ratio,
@@ -170,12 +167,7 @@ def _result(task: Task, pruned: CapturedModule, out: Path) -> dict[str, Any]:
         "skipped": pruned.plan.skipped,
         "out": str(out),
     }
-    for name, samples in (("selection", task.selection), ("holdout", task.holdout)):
-        before = evaluate(task.model, samples, task.metric, task.batch_size)
-        after = evaluate(pruned, samples, task.metric, task.batch_size)
-        drop = paired_drop(before, after)
-        result["before"][name], result["after"][name] = _metric(before), _metric(after)
-        result[f"drop_{name}"] = {"value": drop.value, "ci95": [drop.low, drop.high]}
+    score_both_(result, task, pruned)
     return result
 
 
@@ -191,30 +183,9 @@ def _size(task: Task, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _metric(scores: Scores) -> dict[str, Any]:
-    interval = scores.interval
-    return {
-        "name": scores.metric.name,
-        "value": interval.value,
-        "ci95": [interval.low, interval.high],
-        "n": scores.n,
-    }
-
-
 def _table(result: dict[str, Any]) -> Table:
-    drawn = Table(
-        title=f"{result['task']}: {result['ratio']:.1%} pruned by {result['importance']}", title_justify="left"
-    )
-    for column in ("", "before", "after", "change"):
-        drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    drawn = table_of_both(f"{result['task']}: {result['ratio']:.1%} pruned by {result['importance']}", result)
     before, after = result["before"], result["after"]
-    for name in ("selection", "holdout"):
-        drop = result[f"drop_{name}"]
-        drawn.add_row(
-            f"{before[name]['name']}, {name}\n{before[name]['n']} samples",
-            *(f"{m['value']:.4f}\n{m['ci95'][0]:.3f} to {m['ci95'][1]:.3f}" for m in (before[name], after[name])),
-            f"drop {drop['value']:+.4f}\n{drop['ci95'][0]:+.3f} to {drop['ci95'][1]:+.3f}",
-        )
     for name, key in (("parameters", "n_params"), ("MACs a sample", "macs")):
         drawn.add_row(name, f"{before[key]:,}", f"{after[key]:,}", f"{before[key] / max(1, after[key]):.2f}× fewer")
     drawn.add_row("sparsity", f"{before['sparsity']:.1%}", f"{after['sparsity']:.1%}", "")

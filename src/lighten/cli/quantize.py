@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from lighten.cli.before_after import score_both_, table_of_both
 from lighten.cli.console import Format, FormatOption, print_json, stderr
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lighten.graph.capture import CapturedModule
-    from lighten.metric import Scores
     from lighten.task import Task
 
 
@@ -94,9 +94,6 @@ def quantize(
 
 
 def _result(task: Task, quantized: CapturedModule, out: Path) -> dict[str, Any]:
-    from lighten.metric import paired_drop
-    from lighten.task import evaluate
-
     plan = quantized.plan
     result: dict[str, Any] = {
         "task": task.name,
@@ -112,12 +109,7 @@ def _result(task: Task, quantized: CapturedModule, out: Path) -> dict[str, Any]:
         "skipped": plan.skipped,
         "out": str(out),
     }
-    for name, samples in (("selection", task.selection), ("holdout", task.holdout)):
-        before = evaluate(task.model, samples, task.metric, task.batch_size)
-        after = evaluate(quantized, samples, task.metric, task.batch_size)
-        drop = paired_drop(before, after)
-        result["before"][name], result["after"][name] = _metric(before), _metric(after)
-        result[f"drop_{name}"] = {"value": drop.value, "ci95": [drop.low, drop.high]}
+    score_both_(result, task, quantized)
     return result
 
 
@@ -131,29 +123,10 @@ def _bytes_of_files(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _metric(scores: Scores) -> dict[str, Any]:
-    interval = scores.interval
-    return {
-        "name": scores.metric.name,
-        "value": interval.value,
-        "ci95": [interval.low, interval.high],
-        "n": scores.n,
-    }
-
-
 def _table(result: dict[str, Any]) -> Table:
     title = f"{result['task']}: {result['scheme']} by {result['method']}, {len(result['layers'])} layers"
-    drawn = Table(title=title, title_justify="left")
-    for column in ("", "before", "after", "change"):
-        drawn.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    drawn = table_of_both(title, result)
     before, after = result["before"], result["after"]
-    for name in ("selection", "holdout"):
-        drop = result[f"drop_{name}"]
-        drawn.add_row(
-            f"{before[name]['name']}, {name}\n{before[name]['n']} samples",
-            *(f"{m['value']:.4f}\n{m['ci95'][0]:.3f} to {m['ci95'][1]:.3f}" for m in (before[name], after[name])),
-            f"drop {drop['value']:+.4f}\n{drop['ci95'][0]:+.3f} to {drop['ci95'][1]:+.3f}",
-        )
     sizes = before["tensor_bytes"], after["tensor_bytes"]
     drawn.add_row("bytes of tensors", *(f"{size:,}" for size in sizes), f"{sizes[0] / max(1, sizes[1]):.2f}× smaller")
     return drawn
