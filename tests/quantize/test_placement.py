@@ -41,6 +41,17 @@ CHAINS = {
     "conv-hardtanh-from-0": (lambda m, x: m.b(F.hardtanh(m.a(x), 0, 4)), ["x", "hardtanh", "conv2d_1"], {}),
     # Codes cannot begin at exactly -1, so that this clipping is not the rounding's, and the convolution ends before it.
     "conv-hardtanh": (lambda m, x: m.b(F.hardtanh(m.a(x))), ["x", "conv2d", "hardtanh", "conv2d_1"], {}),
+    # Zeros are a code of every scale; other numbers need not be.
+    "pad-with-zeros": (
+        lambda m, x: m.b(F.pad(F.relu(m.a(x)), (0, 1, 0, 1))),
+        ["x", "relu", "conv2d_1"],
+        {"pad": "relu"},
+    ),
+    "pad-with-ones": (
+        lambda m, x: m.b(F.pad(F.relu(m.a(x)), (0, 1, 0, 1), value=1.0)),
+        ["x", "relu", "pad", "conv2d_1"],
+        {},
+    ),
     "conv-silu": (lambda m, x: m.b(F.silu(m.a(x))), ["x", "conv2d", "silu", "conv2d_1"], {}),
     "relu-read-twice": (lambda m, x: m.b(F.relu(y := m.a(x))) + y, ["x", "conv2d", "relu", "conv2d_1"], {}),
     "residual": (

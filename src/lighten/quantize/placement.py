@@ -43,6 +43,7 @@ MOVING = {
     *(aten.squeeze.dims, aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.slice.Tensor),
     *(aten.select.int, aten.narrow.default),
 }
+PADDING = {aten.pad.default, aten.constant_pad_nd.default}
 AVERAGING = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
 
 
@@ -74,7 +75,7 @@ def place(graph: fx.Graph, exclude: Iterable[str] = (), empty: Collection[str] =
             wanted.add(arguments(node)["input"])
             if node.target in CONVOLUTIONS:
                 wanted.add(after)
-        elif node in wanted and _moves(node):
+        elif node in wanted and moves(node):
             wanted.add(_source(node))
         elif after in wanted and node in integer and node.target in JOINING and _joins_tensors(node):
             wanted.update(node.all_input_nodes)
@@ -82,7 +83,7 @@ def place(graph: fx.Graph, exclude: Iterable[str] = (), empty: Collection[str] =
             wanted.add(_source(node))
     # What is wanted only because a clipping follows would be rounded twice.
     wanted -= {node for node in wanted if _clipped(node) is not node and _clipped(node) in wanted}
-    moved = {node for node in wanted if _moves(node)}
+    moved = {node for node in wanted if moves(node)}
     followers = {node: _root(node) for node in graph.nodes if node in moved and node.target not in RETURNS_SEVERAL}
     for factor in (factor for product in products for factor in product.all_input_nodes):
         # Queries, keys and values are often parts of one tensor and of very different size, so they share no scale.
@@ -153,10 +154,31 @@ def _made_by_integers(graph: fx.Graph, weighted: Iterable[fx.Node]) -> set[fx.No
     """Integer kernels, and what only moves, clips, joins or averages a result of theirs."""
     made = set(weighted)
     for node in graph.nodes:
-        passes = _moves(node) or node.target in JOINING | AVERAGING or _is_clipping(node)
+        passes = moves(node) or node.target in JOINING | AVERAGING or _is_clipping(node)
         if passes and any(n in made for n in node.all_input_nodes):
             made.add(node)
     return made
+
+
+def pads_with_zeros(node: fx.Node) -> bool:
+    """Whether node puts zeros around a tensor: of any scale, since 0 is a code of each."""
+    given = arguments(node) if node.target in PADDING else {}
+    return bool(given) and given.get("mode", "constant") == "constant" and not given["value"]
+
+
+def upper_clip(node: fx.Node) -> float | None:
+    """Where node, a relu6 or a hardtanh from 0, clips; None = it is neither."""
+    if not _is_clipping(node) or node.target == aten.relu.default:
+        return None
+    return float(arguments(node).get("max_val", 6))
+
+
+def moves(node: fx.Node) -> bool:
+    """Whether values pass node unchanged, so that codes do; to take one of several results does where those are parts
+    of one tensor."""
+    if node.target == operator.getitem:
+        return _source(node).target in RETURNS_SEVERAL
+    return node.target in MOVING or pads_with_zeros(node)
 
 
 def _is_clipping(node: fx.Node) -> bool:
@@ -183,17 +205,10 @@ def _source(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _moves(node: fx.Node) -> bool:
-    """Whether node only moves data; to take one of several results does where those are parts of one tensor."""
-    if node.target == operator.getitem:
-        return _source(node).target in RETURNS_SEVERAL
-    return node.target in MOVING
-
-
 def _only_moved(node: fx.Node) -> fx.Node:
     """The farthest node before whose only use is to be moved to where node is."""
     while (
-        _moves(node)
+        moves(node)
         and node.target not in RETURNS_SEVERAL
         and len(_source(node).users) == 1
         and _source(node).target
@@ -207,6 +222,6 @@ def _only_moved(node: fx.Node) -> fx.Node:
 
 
 def _root(node: fx.Node) -> fx.Node:
-    while _moves(node):
+    while moves(node):
         node = _source(node)
     return node

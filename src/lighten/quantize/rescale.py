@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor, layer_of, set_tensor_
-from lighten.quantize.placement import CONVOLUTIONS, aten
+from lighten.quantize.placement import CONVOLUTIONS, aten, pads_with_zeros, upper_clip
 from lighten.quantize.store import register
 
 _ELEMENTWISE = {aten.relu.default, aten.leaky_relu.default, aten.dropout.default}
@@ -22,16 +22,19 @@ _POOLING = {  # over what comes after the channels of a convolution; a linear la
 _SCALABLE = CONVOLUTIONS | {aten.linear.default, aten.layer_norm.default}
 
 
-def maker_of(captured: CapturedModule, node: fx.Node, *, only_reader: bool = True) -> fx.Node | None:
+def maker_of(
+    captured: CapturedModule, node: fx.Node, *, only_reader: bool = True, clipped: bool = False
+) -> fx.Node | None:
     """The operator whose weight and bias can take over a division of node's channels; None = there is none.
 
     Its weight is its own, and from it to node nobody else reads. only_reader: neither do several read node itself.
+    clipped: relu6 may stand between, though it commutes with factors only where its upper end is out of reach.
     """
     if only_reader and len(node.users) != 1:
         return None
     pooled = False
-    while node.target in _ELEMENTWISE | _POOLING and len(node.all_input_nodes[0].users) == 1:
-        pooled |= node.target in _POOLING
+    while _passes(node, clipped) and len(node.all_input_nodes[0].users) == 1:
+        pooled |= node.target in _POOLING or pads_with_zeros(node)
         node = node.all_input_nodes[0]
     if node.target not in (CONVOLUTIONS if pooled else _SCALABLE):
         return None
@@ -42,6 +45,11 @@ def maker_of(captured: CapturedModule, node: fx.Node, *, only_reader: bool = Tru
     if node.target == aten.layer_norm.default and get_tensor(captured, str(given["weight"].target)).ndim != 1:
         return None
     return node
+
+
+def _passes(node: fx.Node, clipped: bool) -> bool:
+    passing = node.target in _ELEMENTWISE | _POOLING or pads_with_zeros(node)
+    return passing or (clipped and upper_clip(node) is not None)
 
 
 def divide_output_(captured: CapturedModule, maker: fx.Node, factors: Tensor) -> None:
