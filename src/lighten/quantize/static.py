@@ -126,11 +126,11 @@ def quantize_static(captured: CapturedModule, request: StaticRequest) -> None:
 def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     """Find every range and every code; captured stays float, but for what the steps and folding change in place."""
     batches = request.batches
-    if request.method.needs_inputs or set(request.steps) - {"equalization"}:
+    if request.method.needs_inputs or request.steps:
         batches = list(batches)
     fold_batch_norm_(captured)
     if "equalization" in request.steps:
-        equalize_(captured, EqualizationConfig())
+        equalize_(captured, EqualizationConfig(), batches)
     if "smoothquant" in request.steps:
         smooth_(captured, batches, SmoothQuantConfig())
     pool_after_clipping_(captured.graph)

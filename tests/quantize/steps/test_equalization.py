@@ -9,7 +9,13 @@ from lighten.errors import ConfigError
 from lighten.graph.capture import capture, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.quantize import quantize
-from lighten.quantize.steps.equalization import EqualizationConfig, equalize_, equalizing_factors, find_pairs
+from lighten.quantize.steps.equalization import (
+    EqualizationConfig,
+    clip_shares,
+    equalize_,
+    equalizing_factors,
+    find_pairs,
+)
 from tests.quantize.networks import build, images
 
 
@@ -103,13 +109,77 @@ def test_channels_of_zeros_stay_and_make_no_nan() -> None:
     assert torch.all(captured.get_parameter("depthwise.weight")[3] == 0)
 
 
-def test_relu6_and_residuals_are_left_alone() -> None:
+def test_relu6_is_left_alone_without_data() -> None:
     captured = capture(build("inverted-residuals"), (images("inverted-residuals", 2, 0),))
     fold_batch_norm_(captured)
-    assert not find_pairs(captured)
+    before = {name: value.clone() for name, value in captured.state_dict().items()}
+    assert not equalize_(captured, EqualizationConfig())
+    assert all(torch.equal(value, before[name]) for name, value in captured.state_dict().items())
 
 
-@pytest.mark.parametrize(("setting", "message"), [({"rounds": 0}, "rounds=0"), ({"tolerance": -1.0}, "tolerance=-1.0")])
+class Clipped(nn.Module):
+    """relu6 behind a stem and a depthwise convolution; zeros around what the latter reads, as TensorFlow pads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.depthwise = nn.Conv2d(16, 16, 3, 2, groups=16)
+        self.pointwise = nn.Conv2d(16, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.relu6(self.stem(x)), (0, 1, 0, 1))
+        return self.pointwise(F.relu6(self.depthwise(x))).mean((2, 3))
+
+
+def clipped(seed: int = 0) -> Clipped:
+    """Channels of the stem and the depthwise convolution are between 1/1000 and 3 times their usual size."""
+    torch.manual_seed(seed)
+    model = Clipped().eval()
+    with torch.no_grad():
+        for made, read in ((model.stem, model.depthwise), (model.depthwise, model.pointwise)):
+            factors = 10 ** torch.linspace(-3, 0.5, 16)[torch.randperm(16)]
+            made.weight *= 4 * factors.view(-1, 1, 1, 1)
+            made.bias *= 4 * factors
+            read.weight /= factors.view((-1, 1, 1, 1) if read.groups > 1 else (1, -1, 1, 1))
+    return model
+
+
+def test_with_data_relu6_keeps_its_function_on_it() -> None:
+    model = clipped()
+    batches = [torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(s)) for s in range(2)]
+    captured = capture(model, (batches[0],))
+    shares = list(clip_shares(captured, find_pairs(captured), batches).values())
+    # Both kinds of channels are there: some that relu6 clips and some that it never does.
+    assert all(0 < int((share > 1).sum()) < 16 for share in shares)
+    pairs = equalize_(captured, EqualizationConfig(), batches)
+    assert [tuple(n.meta["layer"] for n in pair) for pair in pairs] == [
+        ("stem", "depthwise"),
+        ("depthwise", "pointwise"),
+    ]
+    for batch in batches:
+        exact = copy.deepcopy(model).double()(batch.double())
+        # As above: 2^-24 for each of at most 20 roundings of a weight, and sums of up to 27 terms that cancel in part.
+        assert (captured(batch) - exact).norm() <= 1e-4 * exact.norm()
+    after = clip_shares(captured, pairs, batches)
+    for before, share in zip(shares, after.values(), strict=True):
+        assert torch.all((share <= 1 / 1.25 + 1e-5) | (before * 1.25 >= 1))
+
+
+def test_a_relu6_net_is_nearer_per_tensor_once_equalized() -> None:
+    model = clipped()
+    batches = [torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(s)) for s in range(2)]
+    exact = model(batches[0])
+    errors = [
+        (quantize(model, "w8a8-tensor", calibration=batches, steps=steps)(batches[0]) - exact).norm() / exact.norm()
+        for steps in ((), "equalization")
+    ]
+    assert errors[1] < errors[0] / 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"rounds": 0}, "rounds=0"), ({"tolerance": -1.0}, "tolerance=-1.0"), ({"headroom": 0.9}, "headroom=0.9")],
+)
 def test_settings_are_checked(setting: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EqualizationConfig(**setting)

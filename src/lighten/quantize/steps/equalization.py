@@ -3,10 +3,14 @@
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
 sec. 4.1: where relu stands between, channel i of the first layer may be divided by s_i and the second multiply by it;
 with s_i = sqrt(r1_i / r2_i), r the largest weight, both ranges become sqrt(r1_i · r2_i).
-Differs: relu6 is not replaced by relu, which would change the function; layers around it stay as they are.
+Differs: relu6 is not replaced by relu, which would change the function. Of a channel that calibration data drove to
+its upper end the factor stays 1; any other may grow as far as leaves headroom below that end. Without calibration
+data, layers around relu6 stay as they are.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,30 +18,47 @@ from torch import Tensor, fx
 from lighten.errors import ConfigError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
-from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED
+from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED, upper_clip
+from lighten.quantize.ranges import watch
 from lighten.quantize.rescale import divide_output_, maker_of, multiply_input_, per_input
+
+Pair = tuple[fx.Node, fx.Node]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizationConfig:
     """rounds: passes over all pairs at most; a layer in the middle belongs to two. tolerance: a pass that moves no
-    factor further from 1 is the last."""
+    factor further from 1 is the last. headroom: how many times the largest value seen fits below relu6's upper end."""
 
     rounds: int = 20
     tolerance: float = 1e-3
+    headroom: float = 1.25
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.tolerance < 0:
             raise ConfigError(f"rounds={self.rounds} must be at least 1, and tolerance={self.tolerance} at least 0.")
+        if self.headroom < 1:
+            raise ConfigError(f"headroom={self.headroom} is below 1: values that were seen would be clipped.")
 
 
-def equalize_(captured: CapturedModule, config: EqualizationConfig) -> list[tuple[fx.Node, fx.Node]]:
-    """Equalize every pair of captured, batch norm folded, in place; returns the pairs."""
+def equalize_(captured: CapturedModule, config: EqualizationConfig, batches: Iterable[Any] = ()) -> list[Pair]:
+    """Equalize every pair of captured, batch norm folded, in place; returns the pairs.
+
+    batches: calibration data, for pairs with relu6 between; without any, these are left alone.
+    """
     pairs = find_pairs(captured)
+    shares = clip_shares(captured, pairs, batches)
+    pairs = [pair for pair in pairs if pair in shares or _clip_between(pair) is None]
+    least = {pair: share * config.headroom for pair, share in shares.items()}
+    fixed = {pair: factor >= 1 for pair, factor in least.items()}
     for _ in range(config.rounds):
         furthest = 0.0
-        for first, second in pairs:
+        for pair in pairs:
+            first, second = pair
             factors = equalizing_factors(_output_range(captured, first), _input_range(captured, second))
+            if pair in least:
+                factors = torch.where(fixed[pair], 1.0, factors.maximum(least[pair]))
+                least[pair] = least[pair] / factors
             divide_output_(captured, first, factors)
             multiply_input_(captured, second, factors)
             furthest = max(furthest, float((factors - 1).abs().max()))
@@ -46,7 +67,35 @@ def equalize_(captured: CapturedModule, config: EqualizationConfig) -> list[tupl
     return pairs
 
 
-def find_pairs(captured: CapturedModule) -> list[tuple[fx.Node, fx.Node]]:
+def clip_shares(captured: CapturedModule, pairs: Iterable[Pair], batches: Iterable[Any]) -> dict[Pair, Tensor]:
+    """[channels] for every pair with relu6 between: the largest value that was clipped there, over its upper end."""
+    clips = {clip: pair for pair in pairs if (clip := _clip_between(pair)) is not None}
+    found: dict[Pair, Tensor] = {}
+
+    def look(node: fx.Node, value: Tensor) -> None:
+        for clip in node.users:
+            if clip in clips:
+                axis = 1 if _is_conv(clips[clip][0]) else value.ndim - 1
+                end = upper_clip(clip)
+                assert end is not None
+                share = value.movedim(axis, 0).flatten(1).amax(1).clamp(min=0) / end
+                found[clips[clip]] = share.maximum(found.get(clips[clip], share))
+
+    if clips:
+        watch(captured, [clip.all_input_nodes[0] for clip in clips], batches, look)
+    return found
+
+
+def _clip_between(pair: Pair) -> fx.Node | None:
+    node = arguments(pair[1])["input"]
+    while node is not pair[0]:
+        if upper_clip(node) is not None:
+            return node  # type: ignore[no-any-return]
+        node = node.all_input_nodes[0]
+    return None
+
+
+def find_pairs(captured: CapturedModule) -> list[Pair]:
     """Layers of which the second alone reads what the first makes, in the order of the graph."""
     pairs = []
     for second in captured.graph.nodes:
@@ -56,7 +105,7 @@ def find_pairs(captured: CapturedModule) -> list[tuple[fx.Node, fx.Node]]:
         weight, source = given["weight"], given["input"]
         if weight.op != "get_attr" or len(weight.users) != 1 or len(source.users) != 1:
             continue
-        first = maker_of(captured, source)
+        first = maker_of(captured, source, clipped=True)
         # What is channels to one must be channels to the other: a linear layer's are last, a convolution's are not.
         if first is not None and first.target in WEIGHTED and _is_conv(first) == _is_conv(second):
             pairs.append((first, second))
