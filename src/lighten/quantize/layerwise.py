@@ -43,7 +43,7 @@ def run_layer_by_layer(
         else:
             by_reader[weight.reader].append(weight)
     runs = [_Pair(captured, index, batch) for index, batch in enumerate(batches)]
-    last_uses = _last_uses(captured.graph)
+    freed = last_uses(captured.graph)
     with torch.no_grad():
         for node in captured.graph.nodes:
             for weight in by_reader.get(node, ()):
@@ -57,12 +57,12 @@ def run_layer_by_layer(
                 rounded = round_weight(at_once[node], None)
                 for run in runs:
                     run.replace(node, rounded)
-            for used in last_uses.get(node, ()):
+            for used in freed.get(node, ()):
                 for run in runs:
                     run.forget(used)
 
 
-class _Run(fx.Interpreter):
+class Run(fx.Interpreter):
     """One batch on its way through the graph."""
 
     def __init__(self, captured: CapturedModule, index: int, batch: Any) -> None:
@@ -76,6 +76,7 @@ class _Run(fx.Interpreter):
             raise does_not_fit(index, error) from error
 
     def step(self, node: fx.Node) -> None:
+        """Run node; its result is in env."""
         try:
             self.env[node] = self.run_node(node)
         except Exception as error:
@@ -88,7 +89,7 @@ class _Pair:
 
     def __init__(self, captured: CapturedModule, index: int, batch: Any) -> None:
         self.index = index
-        self.rounded, self.given = (_Run(captured, index, batch) for _ in range(2))
+        self.rounded, self.given = (Run(captured, index, batch) for _ in range(2))
         self.differ: set[fx.Node] = set()  # nodes whose values may be two
         self.shares = not any(_writes(node) for node in captured.graph.nodes)  # else one would write into the other's
 
@@ -136,7 +137,7 @@ def _moments(weight: StoredWeight, reader: fx.Node, value: Tensor, runs: list[_P
     return accumulator.moments()
 
 
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """After which node which others are read no more."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

@@ -22,16 +22,17 @@ _LIBRARY.define("limit(Tensor codes, int most) -> Tensor")
 
 def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
     limits = torch.iinfo(zero_point.dtype)
-    codes = torch.round(x / _along(scale, x, axis)) + _along(zero_point, x, axis)
+    codes = torch.round(x / along(scale, x, axis)) + along(zero_point, x, axis)
     return codes.clamp(limits.min, limits.max).to(zero_point.dtype)
 
 
 def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
     # int32 codes of a bias exceed float32's 24 bits only where the step is far below what a float32 sum resolves.
-    return (codes.to(scale.dtype) - _along(zero_point, codes, axis).to(scale.dtype)) * _along(scale, codes, axis)
+    return (codes.to(scale.dtype) - along(zero_point, codes, axis).to(scale.dtype)) * along(scale, codes, axis)
 
 
-def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+    """vector as it broadcasts against x along axis; a scalar stays one."""
     if vector.ndim == 0:
         return vector
     return vector.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])

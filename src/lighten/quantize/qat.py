@@ -12,7 +12,8 @@ calibrated, so that 0 is exact throughout. Weights keep one scale a channel, as 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from lighten.quantize.methods.mse import MSEConfig
 from lighten.quantize.placement import PRODUCTS, Placement
 from lighten.quantize.static import Calibrated, QParams, Weights, calibrate_, insert_, record_
 from lighten.quantize.steps import check_steps
-from lighten.quantize.steps.bias_correction import mean_shift
+from lighten.quantize.steps.bias_correction import mean_inputs, mean_shift
 from lighten.quantize.verb import method_config, must_be_unquantized, static_request
 
 METHOD = "qat"
@@ -70,8 +71,12 @@ def prepare(
         weight_bits=weight_bits,
         steps=check_steps(steps),
     )
+    corrects = "bias-correction" in request.steps
+    if corrects:
+        request = replace(request, batches=list(request.batches))
     found = calibrate_(captured, request)
-    _insert_trainable(captured, found)
+    means = mean_inputs(captured, found.placement.weighted, request.batches) if corrects else {}
+    _insert_trainable(captured, found, means)
     record_(captured, request, found, METHOD)
     return captured
 
@@ -131,8 +136,9 @@ def same_step(x: Tensor, point: Tensor) -> Tensor:
     return x
 
 
-def _insert_trainable(captured: CapturedModule, found: Calibrated) -> None:
-    """Write fake_quantize behind every point and every weight, in place."""
+def _insert_trainable(captured: CapturedModule, found: Calibrated, means: Mapping[fx.Node, Tensor]) -> None:
+    """Write fake_quantize behind every point and every weight, in place. means: of the inputs of layers whose biases
+    are to be corrected."""
     graph = captured.graph
     for node in found.placement.weighted:
         how = found.weights[node]
@@ -144,8 +150,8 @@ def _insert_trainable(captured: CapturedModule, found: Calibrated) -> None:
         largest = 2 ** (how.bits - 1) - 1
         step = f"{owner}.{name}".lstrip(".")
         _round_behind(graph, parameter, step, -largest, largest, max(1, value[:1].numel()))
-        if how.mean is not None:
-            _correct_bias_(captured, node, how, scale)
+        if node in means:
+            _correct_bias_(captured, node, how, scale, means[node])
     behind = {}
     for point, qparams in found.points.items():
         name = _register_step(captured, f"{point.name}_step", qparams.scale)
@@ -159,15 +165,14 @@ def _insert_trainable(captured: CapturedModule, found: Calibrated) -> None:
     captured.recompile()
 
 
-def _correct_bias_(captured: CapturedModule, node: fx.Node, how: Weights, scale: Tensor) -> None:
+def _correct_bias_(captured: CapturedModule, node: fx.Node, how: Weights, scale: Tensor, mean: Tensor) -> None:
     """As bias-correction does: what rounding the weights adds to outputs on average is taken off the bias."""
     given = arguments(node)
     weight, bias = str(given["weight"].args[0].target), str(given["bias"].target)
-    assert how.mean is not None
     value = get_tensor(captured, weight).detach()
     largest = 2 ** (how.bits - 1) - 1
     change = fake_quantize(value, scale, -largest, largest, 1) - value
-    set_tensor_(captured, bias, (get_tensor(captured, bias).double() - mean_shift(change, how.mean)).float().detach())
+    set_tensor_(captured, bias, (get_tensor(captured, bias).double() - mean_shift(change, mean)).float().detach())
 
 
 def _register_step(owner: nn.Module, name: str, scale: Tensor) -> str:
@@ -241,7 +246,7 @@ def _take_out_(captured: CapturedModule) -> Calibrated:
         value = get_tensor(captured, str(parameter.target)).detach()
         codes = (value / scale.view(-1, *[1] * (value.ndim - 1))).round().clamp(-largest, largest).to(torch.int8)
         scheme = assignment.of(weighted[node], layer_of(node))
-        weights[node] = Weights(scheme, largest.bit_length() + 1, (codes, scale), None)
+        weights[node] = Weights(scheme, largest.bit_length() + 1, (codes, scale))
     placement = Placement(tuple(points), followers, weighted, (), plan.skipped)  # products have their points already
     return Calibrated(placement, points, weights)
 

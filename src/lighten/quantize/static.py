@@ -5,6 +5,7 @@ The result holds integer codes, and computes in float what integer kernels compu
 a bias in int32 steps of input scale · weight scale, one rounding where a kernel ends.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ from lighten.quantize.placement import Placement, aten, place, pool_after_clippi
 from lighten.quantize.progress import OnProgress, announced, silent
 from lighten.quantize.ranges import Ranges, observe_ranges
 from lighten.quantize.scheme import Scheme
-from lighten.quantize.steps.bias_correction import give_bias_, mean_inputs, mean_shift
+from lighten.quantize.steps.bias_correction import correct_biases_, give_bias_
 from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
 from lighten.quantize.steps.smoothquant import SmoothQuantConfig, smooth_
 from lighten.quantize.store import register, replace_parameter_
@@ -99,12 +100,11 @@ class QParams:
 @dataclass(frozen=True)
 class Weights:
     """How one layer's weight becomes codes. rounded: as a method has, where it was not rtn: codes int8 of the weight's
-    shape, and scale [out]. mean: of the layer's inputs, to correct its bias with, or None."""
+    shape, and scale [out]."""
 
     scheme: Scheme
     bits: int
     rounded: tuple[Tensor, Tensor] | None
-    mean: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,14 @@ class Calibrated:
 
 def quantize_static(captured: CapturedModule, request: StaticRequest) -> None:
     """Make captured an integer network, in place; its plan says what was done."""
+    if "bias-correction" in request.steps:
+        request = replace(request, batches=list(request.batches))
     found = calibrate_(captured, request)
+    exact = copy.deepcopy(captured) if "bias-correction" in request.steps else captured
+    copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))
     insert_(captured, found)
+    if exact is not captured:
+        correct_biases_(captured, exact, {node: copies[node] for node in found.placement.weighted}, request.batches)
     record_(captured, request, found, entry_of(request.method).name)
 
 
@@ -149,8 +155,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
     points |= _signed_factors(placement, ranges)
     rounded = round_layers(captured, placement, replace(request, batches=batches), bits)
-    means = mean_inputs(captured, placement.weighted, batches) if "bias-correction" in request.steps else {}
-    weights = {n: Weights(schemes[n], bits[n], rounded.get(n), means.get(n)) for n in placement.weighted}
+    weights = {n: Weights(schemes[n], bits[n], rounded.get(n)) for n in placement.weighted}
     return Calibrated(placement, points, weights)
 
 
@@ -305,10 +310,6 @@ def _quantize_parameters(
     codes, scale = quantize_weight(weight, how.bits, least, per_tensor=how.scheme.per_tensor)
     if how.rounded is not None:
         codes, scale = _with_method(*how.rounded, codes, scale, least)
-    if how.mean is not None:
-        assert bias is not None
-        restored = codes.float() * scale.view(-1, *[1] * (weight.ndim - 1))
-        bias = (bias.double() - mean_shift(restored - weight, how.mean)).float()
     bias_scale = scale * input_scale
     if not bias_scale.isfinite().all():
         raise CaptureError(

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from lighten.errors import ConfigError
-from lighten.graph.capture import capture
+from lighten.graph.capture import CapturedModule, capture, layer_of
 from lighten.quantize import quantize
+from lighten.quantize.ranges import watch
 from lighten.quantize.steps import STEPS, check_steps
 from lighten.quantize.steps.bias_correction import give_bias_, mean_inputs, mean_shift
 
@@ -42,6 +43,34 @@ def test_outputs_stay_where_they_were_on_average(bias: bool) -> None:
         for q in (quantize(model, "w3a8", calibration=batches, steps=steps) for steps in ((), "bias-correction"))
     )
     assert corrected < plain / 3
+
+
+def means_of_layers(captured: CapturedModule, batches: list[Tensor], layers: list[str]) -> list[Tensor]:
+    """[channels] float64 of each of the convolutions and linear layers, over batches."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def look(node: fx.Node, value: Tensor) -> None:
+        axis = 1 if value.ndim == 4 else -1
+        found[layer_of(node)].append(value.movedim(axis, 0).flatten(1).double())
+
+    targets = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+    watch(captured, [node for node in captured.graph.nodes if node.target in targets], batches, look)
+    return [torch.cat(parts, 1).mean(1) for parts in found.values()]
+
+
+def test_every_layer_is_on_average_where_the_float_one_is() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(24, 5)).eval()
+    batches = [3 * torch.rand(n, 3, 8, 8) for n in (8, 5)]  # of two sizes: means are over samples, not over batches
+    names = ["0", "2", "4", "6"]
+    exact = means_of_layers(capture(model, (batches[0],)), batches, names)
+    # Inputs of 4 bits: most of what is taken off is theirs, which the weights do not tell.
+    quantized = quantize(model, "w3a4", calibration=batches, steps="bias-correction")
+    for name, mean, wanted in zip(names, means_of_layers(quantized, batches, names), exact, strict=True):
+        step = quantized.get_buffer(f"{name}.bias_scale").double()
+        # A bias is a whole number of steps; 1e-5 is for sums of up to 72 float32 products.
+        assert torch.all((mean - wanted).abs() <= step / 2 + 1e-5 * wanted.abs().amax())
 
 
 def test_a_layer_without_bias_gets_one_of_zeros() -> None:

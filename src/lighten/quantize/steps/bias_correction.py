@@ -1,19 +1,84 @@
-"""Bias correction: what rounding the weights adds to a layer's outputs on average is taken off its bias.
+"""Bias correction: what rounding adds to a layer's outputs on average is taken off its bias.
 
-Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
-sec. 4.2: E[Ŵx] = E[Wx] + (Ŵ - W) E[x]. Here E[x] is the mean of the calibration data, padding included.
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721.
+`correct_biases_` is the empirical way of appendix D, layer by layer: the mean output over the calibration data of the
+rounded network, corrected up to there, against that of the float network. It sees what rounded and clipped inputs do,
+too. `mean_shift` is the analytic way of sec. 4.2, E[Ŵx] = E[Wx] + (Ŵ - W) E[x], for a network that is still trained;
+E[x] is the mean of the calibration data, padding included.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from lighten.graph.arguments import arguments, set_argument_
-from lighten.graph.capture import CapturedModule, get_tensor
+from lighten.graph.capture import CapturedModule, get_tensor, set_tensor_
+from lighten.quantize import ops
+from lighten.quantize.layerwise import Run, last_uses
 from lighten.quantize.moments import rows_of_input
+from lighten.quantize.placement import CONVOLUTIONS
 from lighten.quantize.ranges import watch
+
+
+def correct_biases_(
+    captured: CapturedModule, exact: CapturedModule, twins: Mapping[fx.Node, fx.Node], batches: Iterable[Any]
+) -> None:
+    """Move the biases of captured so that layers' outputs are on average over batches what they are in exact, in place.
+
+    twins: layers of captured, each with a bias of its own, and what they are in exact, in the order of both graphs. A
+    layer sees what those before it make once they are corrected. Held at a time: the tensors that later nodes still
+    need, for all batches and of both networks.
+    """
+    pairs = [(Run(captured, i, batch), Run(exact, i, batch)) for i, batch in enumerate(batches)]
+    freed, freed_exact = last_uses(captured.graph), last_uses(exact.graph)
+    ahead = iter(exact.graph.nodes)
+    with torch.no_grad():
+        for node in captured.graph.nodes:
+            for run, _ in pairs:
+                run.step(node)
+            if node in twins:
+                for passed in ahead:
+                    for _, goal in pairs:
+                        goal.step(passed)
+                    if passed is twins[node]:
+                        break
+                    _forget(freed_exact.get(passed, ()), [goal for _, goal in pairs])
+                axis = 1 if node.target in CONVOLUTIONS else -1
+                gap = _mean_gap([(run.env[node], goal.env[twins[node]]) for run, goal in pairs], axis)
+                moved = _add_to_bias_(captured, node, -gap)
+                for run, _ in pairs:
+                    run.env[node] = run.env[node] + ops.along(moved, run.env[node], axis)
+                _forget(freed_exact.get(twins[node], ()), [goal for _, goal in pairs])
+            _forget(freed.get(node, ()), [run for run, _ in pairs])
+
+
+def _forget(nodes: Iterable[fx.Node], runs: list[Run]) -> None:
+    for node in nodes:
+        for run in runs:
+            run.env.pop(node, None)
+
+
+def _mean_gap(outputs: list[tuple[Tensor, Tensor]], axis: int) -> Tensor:
+    """[channels] float64: how much larger the first of each pair is than the second, on average over all."""
+    sums = [(made - wanted).movedim(axis, 0).flatten(1).double() for made, wanted in outputs]
+    return torch.stack([gaps.sum(1) for gaps in sums]).sum(0) / max(1, sum(gaps.shape[1] for gaps in sums))
+
+
+def _add_to_bias_(captured: CapturedModule, layer: fx.Node, shift: Tensor) -> Tensor:
+    """Add shift [out] to layer's bias, in whole steps if it has integer codes; returns what was added."""
+    bias = arguments(layer)["bias"]
+    if bias.target != ops.dequantize:
+        name = str(bias.target)
+        before = get_tensor(captured, name).detach()
+        set_tensor_(captured, name, (before.double() + shift).to(before.dtype))
+        return get_tensor(captured, name).detach() - before
+    codes_name, scale = str(bias.args[0].target), get_tensor(captured, str(bias.args[1].target))
+    codes, limits = get_tensor(captured, codes_name), torch.iinfo(torch.int32)
+    after = (codes.double() + (shift / scale.double()).round()).clamp(limits.min, limits.max).to(torch.int32)
+    set_tensor_(captured, codes_name, after)
+    return ((after.double() - codes.double()) * scale.double()).to(scale.dtype)
 
 
 def mean_inputs(captured: CapturedModule, layers: Iterable[fx.Node], batches: Iterable[Any]) -> dict[fx.Node, Tensor]:
