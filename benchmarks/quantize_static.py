@@ -1,61 +1,66 @@
-"""Integer networks on Fashion-MNIST: accuracy on the 10,000 test images after each way to quantize ResNet-20.
+"""Integer networks on Fashion-MNIST: accuracy on the 10,000 test images after each way to quantize.
 
-    python benchmarks/quantize_static.py                      every case: a JSON line each, then a table
-    python benchmarks/quantize_static.py --case "adaround w4a8"
-    python benchmarks/quantize_static.py --limit 2000         the first test images only
+    python benchmarks/quantize_static.py --to static.jsonl                  every case: a JSON line each, then a table
+    python benchmarks/quantize_static.py --to static.jsonl --task fashion-mnist-mobilenetv2
+    python benchmarks/quantize_static.py --to static.jsonl --case "adaround w4a8" --case "nncf w8a8"
+    python benchmarks/quantize_static.py --to static.jsonl --table          the table of what is there already
 
-Needs the network of `lighten train fashion-mnist`. All are calibrated on the same 512 training images. "qat" trains on
---epochs epochs. In w4a4 the first and the last layer have 8 bits. The peer "onnxruntime" is its quantize_static, QDQ,
-one scale a channel, min-max ranges, on the same float ONNX file; it has no weights of fewer than 8 bits here. Accuracy
-of ours is of the integer network in PyTorch, which is that of the artifact (tests/quantize/test_deployment.py).
+Needs the network of `lighten train TASK`, and the extra `bench` for the peers (see quantize_peers.py). Cases that --to
+holds already are not run again. All are calibrated on the same 512 training images. In w4a4 the first and the last
+layer have 8 bits; in NNCF's, which has one width for all, they are float. "qat" trains on --images training images,
+--epochs times. After a +: steps before rounding, eq for equalization and bias for bias correction. "nncf-fast" is with
+NNCF's fast bias correction, "nncf" with the other one. All but torchao's and NNCF's 4 bits is scored as ONNX Runtime
+runs it. `agreement` is the share of test images that get the float network's answer; intervals of drops are paired.
 """
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from quantize_peers import Runs, by_nncf, by_onnxruntime, by_torchao, in_onnxruntime
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lighten.export.onnx import to_onnx
 from lighten.quantize import quantize
 from lighten.quantize.qat import finish, prepare
 from lighten.recover.finetune import FineTuneConfig, fine_tune
-from lighten.task import Task, batches, evaluate, load_task
+from lighten.task import Task, batches, load_task
 
-W4A4 = "w4a4; conv1=w8a8; fc=w8a8"
-SCHEMES = {"w8a8": "w8a8", "w4a8": "w4a8", "w4a4": W4A4}
-METHODS = ("rtn", "mse", "adaround", "gptq", "rtn+bias", "mse+bias", "adaround+bias")
+# Of each network's w4a4, the layers with 8 bits: the first and the last.
+ENDS = {"fashion-mnist": ("conv1", "fc"), "fashion-mnist-mobilenetv2": ("stem", "fc")}
+STEPS = {"eq": "equalization", "bias": "bias-correction"}
+METHODS = ("rtn", "rtn+eq+bias", "mse", "gptq", "gptq+eq+bias", "adaround", "adaround+eq+bias")
 CASES = [
     "float float",
-    "onnxruntime w8a8",
-    "rtn w8a8",
-    *(f"{method} {scheme}" for scheme in ("w4a8", "w4a4") for method in METHODS),
-    *("qat w4a8", "qat w4a4"),
+    *(f"{way} w8a8" for way in ("rtn", "rtn+bias", "rtn+eq+bias", "onnxruntime", "nncf-fast", "nncf", "torchao")),
+    *(f"{way} w4a8" for way in (*METHODS, "qat", "nncf-fast")),
+    *(f"{way} w4a4" for way in (*METHODS, "qat", "nncf-fast")),
 ]
+BATCH = 250
 
 
-def calibration(task: Task) -> list[Any]:
+def scheme_of(task: Task, scheme: str) -> str:
+    return "; ".join([scheme, *(f"{end}=w8a8" for end in ENDS[task.name])]) if scheme == "w4a4" else scheme
+
+
+def calibration(task: Task) -> list[Tensor]:
     return list(batches(task.calibration, 128))
 
 
-def ours(task: Task, method: str, scheme: str) -> Callable[[Tensor], Tensor]:
-    name, _, step = method.partition("+")
-    steps = ("bias-correction",) if step else ()
-    return quantize(task.model, SCHEMES[scheme], method=name, calibration=calibration(task), steps=steps)
+def by_lighten(task: Task, way: str, scheme: str) -> nn.Module:
+    method, *steps = way.split("+")
+    asked = [STEPS[step] for step in steps]
+    return quantize(task.model, scheme_of(task, scheme), method=method, calibration=calibration(task), steps=asked)
 
 
-def trained(task: Task, scheme: str, epochs: int, images: int) -> Callable[[Tensor], Tensor]:
+def trained(task: Task, scheme: str, epochs: int, images: int) -> nn.Module:
     assert task.train is not None
     assert task.loss is not None
-    prepared = prepare(task.model, SCHEMES[scheme], calibration=calibration(task))
+    prepared = prepare(task.model, scheme_of(task, scheme), calibration=calibration(task))
     data = Subset(task.train, range(min(images, len(task.train))))  # type: ignore[arg-type]
     recipe = FineTuneConfig(epochs=epochs, lr=0.01, batch_size=128, distill_weight=0.5)
 
@@ -66,77 +71,95 @@ def trained(task: Task, scheme: str, epochs: int, images: int) -> Callable[[Tens
     return finish(fine_tune(prepared, data, task.loss, recipe, teacher=task.model, on_step=tell))
 
 
-def by_onnxruntime(task: Task) -> Callable[[Tensor], Tensor]:
-    import onnxruntime as ort
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            self.left: Iterator[Any] = iter([{name: x.numpy()} for x in calibration(task)])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, ready, target = (str(Path(folder) / f"{stem}.onnx") for stem in ("float", "ready", "int8"))
-        proto = to_onnx(task.model, task.example_inputs)
-        Path(source).write_bytes(proto.SerializeToString())
-        quant_pre_process(source, ready)
-        name = proto.graph.input[0].name
-        quantize_static(
-            ready,
-            target,
-            Reader(name),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def run(case: str, limit: int, epochs: int, images: int) -> dict[str, object]:
-    method, scheme = case.split()
-    task = load_task("fashion-mnist")
-    start = time.perf_counter()
-    made: Callable[[Tensor], Tensor] = task.model
-    if method == "onnxruntime":
-        made = by_onnxruntime(task)
-    elif method == "qat":
+def make(task: Task, way: str, scheme: str, epochs: int, images: int) -> Runs:
+    seen = calibration(task)
+    if way == "onnxruntime":
+        return by_onnxruntime(task.model, seen)
+    if way == "torchao":
+        return by_torchao(task.model, seen)
+    if way.startswith("nncf"):
+        weight_bits, activation_bits = int(scheme[1]), int(scheme[3])
+        bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+        leave = ENDS[task.name] if scheme == "w4a4" else ()
+        return by_nncf(task.model, seen, fast=way.endswith("fast"), leave=leave, **bits)
+    made = task.model
+    if way == "qat":
         made = trained(task, scheme, epochs, images)
-    elif method != "float":
-        made = ours(task, method, scheme)
-    seconds = time.perf_counter() - start
-    scores = evaluate(made, Subset(task.holdout, range(limit)), task.metric, 250)
-    found = {"case": case, "method": method, "scheme": scheme, "accuracy": round(scores.interval.value, 4), "n": limit}
-    return {**found, "seconds": round(seconds, 1), "steps": epochs * (images // 128) if method == "qat" else 0}
+    elif way != "float":
+        made = by_lighten(task, way, scheme)
+    return in_onnxruntime(made, seen[0])
+
+
+def answers(task: Task, runs: Runs, limit: int) -> tuple[Tensor, Tensor]:
+    """What runs says of the first limit test images, and what is right."""
+    given, right = [], []
+    for images, labels in torch.utils.data.DataLoader(Subset(task.holdout, range(limit)), BATCH):
+        given.append(runs(images).argmax(1))
+        right.append(labels)
+    return torch.cat(given), torch.cat(right)
+
+
+def score(given: Tensor, exact: Tensor, right: Tensor) -> dict[str, float]:
+    """accuracy, the drop in points with half its paired 95 % interval, and agreement with exact."""
+    lost = (exact == right).double() - (given == right).double()
+    return {
+        "accuracy": float((given == right).double().mean()),
+        "drop": round(100 * float(lost.mean()), 2),
+        "drop_ci95": round(100 * 1.96 * float(lost.std()) / len(lost) ** 0.5, 2),
+        "agreement": float((given == exact).double().mean()),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]], task: str) -> str:
+    lines = ["| scheme | way | accuracy | drop in points (95 %) | agreement |", "|---|---|---|---|---|"]
+    schemes = list(dict.fromkeys(case.split()[1] for case in CASES))
+    mine = [row for row in rows if row["task"] == task]
+    for row in sorted(mine, key=lambda row: (schemes.index(row["scheme"]), row["drop"])):
+        drop = f"{row['drop']:.2f} ± {row['drop_ci95']:.2f}"
+        way = f"{row['way']}, {row['steps']} steps" if row["steps"] else row["way"]
+        accuracy, agreement = (f"{100 * row[name]:.2f} %" for name in ("accuracy", "agreement"))
+        lines.append(f"| {row['scheme']} | {way} | {accuracy} | {drop} | {agreement} |")
+    return "\n".join(lines)
+
+
+def run(given: argparse.Namespace) -> None:
+    done = {row["case"] for row in read(given.to) if row["task"] == given.task}
+    left = [case for case in given.case or CASES if case not in done]
+    if not left:
+        return
+    task = load_task(given.task)
+    exact, right = answers(task, in_onnxruntime(task.model, calibration(task)[0]), given.limit)
+    for case in left:
+        way, scheme = case.split()
+        start = time.process_time()
+        runs = make(task, way, scheme, given.epochs, given.images)
+        seconds = time.process_time() - start
+        found, _ = answers(task, runs, given.limit)
+        row = {"task": given.task, "case": case, "way": way, "scheme": scheme, **score(found, exact, right)}
+        steps = given.epochs * (given.images // 128) if way == "qat" else 0
+        row |= {"n": len(right), "cpu_seconds": round(seconds, 1), "steps": steps}
+        with given.to.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, help="this one alone, in this process")
+    parser.add_argument("--to", type=Path, required=True, help="JSON lines are added to this file")
+    parser.add_argument("--task", choices=ENDS, default="fashion-mnist")
+    parser.add_argument("--case", choices=CASES, action="append", help="this alone; may be given several times")
+    parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--limit", type=int, default=10_000, help="test images")
     parser.add_argument("--epochs", type=int, default=1, help="of training, for qat")
     parser.add_argument("--images", type=int, default=55_000, help="training images, for qat")
     given = parser.parse_args()
-    if given.case:
-        print(json.dumps(run(given.case, given.limit, given.epochs, given.images)), flush=True)
-        return
-    rows = []
-    for case in CASES:
-        options = ["--case", case]
-        for name in ("limit", "epochs", "images"):
-            options += [f"--{name}", str(getattr(given, name))]
-        done = subprocess.run([sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True)
-        print(done.stdout, end="", flush=True)
-        rows.append(json.loads(done.stdout))
-    exact = next(row["accuracy"] for row in rows if row["method"] == "float")
-    print("\n| scheme | method | accuracy | drop in points |\n|---|---|---|---|")
-    for row in rows:
-        drop = 100 * (exact - row["accuracy"])
-        print(f"| {row['scheme']} | {row['method']} | {100 * row['accuracy']:.2f} % | {drop:.2f} |")
+    if not given.table:
+        run(given)
+    print(table(read(given.to), given.task))
 
 
 if __name__ == "__main__":
