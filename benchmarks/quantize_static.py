@@ -33,7 +33,7 @@ from lighten.task import Task, batches, load_task
 # Of each network's w4a4, the layers with 8 bits: the first and the last.
 ENDS = {"fashion-mnist": ("conv1", "fc"), "fashion-mnist-mobilenetv2": ("stem", "fc")}
 STEPS = {"eq": "equalization", "bias": "bias-correction"}
-METHODS = ("rtn", "rtn+eq+bias", "mse", "gptq", "gptq+eq+bias", "adaround", "adaround+eq+bias")
+METHODS = [f"{method}{steps}" for method in ("rtn", "mse", "gptq", "adaround") for steps in ("", "+bias", "+eq+bias")]
 CASES = [
     "float float",
     *(f"{way} w8a8" for way in ("rtn", "rtn+bias", "rtn+eq+bias", "onnxruntime", "nncf-fast", "nncf", "torchao")),
