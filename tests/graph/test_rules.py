@@ -216,7 +216,7 @@ def test_a_hundred_layers_are_found_in_seconds() -> None:
     model = nn.Sequential(*(ViTBlock(24, 4) for _ in range(25)))  # 100 linear layers
     x = (torch.randn(2, 9, 24),)
     captured = capture(model, x)
-    start = time.perf_counter()
+    start = time.process_time()
     groups = find_groups(propagate(captured, x))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10  # processor time: 0.2 s, and a busy machine makes that grow too
     assert len(groups) == 50

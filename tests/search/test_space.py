@@ -1,6 +1,7 @@
 """Choices, their harm, their cost, and what a point of a family becomes."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -132,13 +133,28 @@ def test_the_weights_of_a_point_are_those_that_pruning_leaves(name: str, within:
     assert predicted == pytest.approx(after / before, rel=within)
 
 
-def test_times_fill_a_table_that_costs_the_whole(network: Network) -> None:
+def test_times_fill_a_table_that_costs_the_whole(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a law: layers as small as these are timed as noise."""
+
+    def by_law(runtime: str, threads: int, wanted: Sequence[Timed], tell: object) -> LayerTimes:
+        times = LayerTimes(runtime, threads)
+        known = {timed: 1e-3 + 1e-6 * timed.layer.macs * (0.1 + timed.density) for timed in wanted}
+        monkeypatch.setattr(times, "ms", known.__getitem__)
+        return times
+
+    monkeypatch.setattr("lighten.search.space.layer_times", by_law)
     for family, runtime in (("channels", "onnxruntime"), ("both", "native")):
         terms = time_terms(network, family, runtime, 2.0, 1, quiet, Workers(tiny_task()))
         made = space(network, family, terms, 2.0)
         assert total_cost(terms, [0] * len(made.choices)) == pytest.approx(2.0)
         cheapest = total_cost(terms, [len(c.options) - 1 for c in made.choices])
         assert 0 < cheapest < 2.0
+
+
+def test_layers_are_timed_where_the_target_is(network: Network) -> None:
+    for family, runtime in (("channels", "onnxruntime"), ("both", "native")):
+        terms = time_terms(network, family, runtime, 2.0, 1, quiet, Workers(tiny_task()))
+        assert total_cost(terms, [0] * len(space(network, family, terms, 2.0).choices)) == pytest.approx(2.0)
 
 
 def test_times_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
