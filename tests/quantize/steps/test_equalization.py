@@ -11,10 +11,10 @@ from lighten.graph.fold import fold_batch_norm_
 from lighten.quantize import quantize
 from lighten.quantize.steps.equalization import (
     EqualizationConfig,
-    clip_shares,
     equalize_,
     equalizing_factors,
     find_pairs,
+    reaches,
 )
 from tests.quantize.networks import build, images
 
@@ -148,7 +148,8 @@ def test_with_data_relu6_keeps_its_function_on_it() -> None:
     model = clipped()
     batches = [torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(s)) for s in range(2)]
     captured = capture(model, (batches[0],))
-    shares = list(clip_shares(captured, find_pairs(captured), batches).values())
+    largest = EqualizationConfig(headroom=1.0, deviations=0.0)
+    shares = list(reaches(captured, find_pairs(captured), batches, largest).values())
     # Both kinds of channels are there: some that relu6 clips and some that it never does.
     assert all(0 < int((share > 1).sum()) < 16 for share in shares)
     pairs = equalize_(captured, EqualizationConfig(), batches)
@@ -160,9 +161,45 @@ def test_with_data_relu6_keeps_its_function_on_it() -> None:
         exact = copy.deepcopy(model).double()(batch.double())
         # As above: 2^-24 for each of at most 20 roundings of a weight, and sums of up to 27 terms that cancel in part.
         assert (captured(batch) - exact).norm() <= 1e-4 * exact.norm()
-    after = clip_shares(captured, pairs, batches)
+    after = reaches(captured, pairs, batches, largest)
     for before, share in zip(shares, after.values(), strict=True):
-        assert torch.all((share <= 1 / 1.25 + 1e-5) | (before * 1.25 >= 1))
+        assert torch.all((share <= 1 / 2 + 1e-5) | (before * 2 >= 1))
+
+
+def test_a_channel_that_is_seldom_on_is_not_taken_for_a_small_one() -> None:
+    model = clipped()
+    with torch.no_grad():
+        model.stem.bias[5] = -3 * model.stem.weight[5].norm()  # three deviations below what lets it through
+    calibration = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    others = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    exact = model(others).detach()
+
+    def error(**settings: float) -> float:
+        captured = capture(model, (others[:2],))
+        equalize_(captured, EqualizationConfig(**settings), calibration)
+        return float((captured(others).detach() - exact).norm() / exact.norm())
+
+    # Of a Gaussian, the chance of six deviations is 1e-9 a value, and there are 4e6.
+    assert error(headroom=1.0) <= 1e-4 < 1e-3 < error(headroom=1.0, deviations=0.0)
+
+
+def test_reach_by_hand() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+            self.a.weight = nn.Parameter(torch.eye(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu6(self.a(x)))
+
+    captured = capture(Net(), (torch.ones(2, 2),))
+    batches = [torch.tensor([[3.0, -3.0], [3.0, -1.0]]), torch.tensor([[3.0, -3.0], [1.0, -1.0]])]
+    # Means 2.5 and -2, deviations sqrt(0.75) and 1: the first reaches 3 · 3, the second -2 + 6.
+    (reach,) = reaches(
+        captured, find_pairs(captured), batches, EqualizationConfig(deviations=6.0, headroom=3.0)
+    ).values()
+    torch.testing.assert_close(reach, torch.tensor([9.0, 4.0]) / 6)
 
 
 def test_a_relu6_net_is_nearer_per_tensor_once_equalized() -> None:
@@ -178,7 +215,12 @@ def test_a_relu6_net_is_nearer_per_tensor_once_equalized() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"rounds": 0}, "rounds=0"), ({"tolerance": -1.0}, "tolerance=-1.0"), ({"headroom": 0.9}, "headroom=0.9")],
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"tolerance": -1.0}, "tolerance=-1.0"),
+        ({"headroom": 0.9}, "headroom=0.9"),
+        ({"deviations": -1.0}, "deviations=-1.0"),
+    ],
 )
 def test_settings_are_checked(setting: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

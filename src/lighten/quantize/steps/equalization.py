@@ -3,9 +3,10 @@
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
 sec. 4.1: where relu stands between, channel i of the first layer may be divided by s_i and the second multiply by it;
 with s_i = sqrt(r1_i / r2_i), r the largest weight, both ranges become sqrt(r1_i · r2_i).
-Differs: relu6 is not replaced by relu, which would change the function. Of a channel that calibration data drove to
-its upper end the factor stays 1; any other may grow as far as leaves headroom below that end. Without calibration
-data, layers around relu6 stay as they are.
+Differs: relu6 is not replaced by relu, which would change the function. Of a channel that may reach its upper end the
+factor stays 1, and any other may grow up to that end. How far a channel reaches is judged by calibration data: the
+largest value, with headroom, or as many standard deviations above the mean, before clipping at either end; a channel
+that is seldom on shows little of its range otherwise. Without calibration data, layers around relu6 stay as they are.
 """
 
 from collections.abc import Iterable
@@ -28,17 +29,21 @@ Pair = tuple[fx.Node, fx.Node]
 @dataclass(frozen=True, kw_only=True)
 class EqualizationConfig:
     """rounds: passes over all pairs at most; a layer in the middle belongs to two. tolerance: a pass that moves no
-    factor further from 1 is the last. headroom: how many times the largest value seen fits below relu6's upper end."""
+    factor further from 1 is the last. headroom, deviations: a channel is taken to reach so many times the
+    largest value seen, and so many standard deviations above its mean."""
 
     rounds: int = 20
     tolerance: float = 1e-3
-    headroom: float = 1.25
+    headroom: float = 2.0
+    deviations: float = 6.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.tolerance < 0:
             raise ConfigError(f"rounds={self.rounds} must be at least 1, and tolerance={self.tolerance} at least 0.")
         if self.headroom < 1:
             raise ConfigError(f"headroom={self.headroom} is below 1: values that were seen would be clipped.")
+        if self.deviations < 0:
+            raise ConfigError(f"deviations={self.deviations} is below 0. The default is 6; 0 counts the mean alone.")
 
 
 def equalize_(captured: CapturedModule, config: EqualizationConfig, batches: Iterable[Any] = ()) -> list[Pair]:
@@ -47,9 +52,8 @@ def equalize_(captured: CapturedModule, config: EqualizationConfig, batches: Ite
     batches: calibration data, for pairs with relu6 between; without any, these are left alone.
     """
     pairs = find_pairs(captured)
-    shares = clip_shares(captured, pairs, batches)
-    pairs = [pair for pair in pairs if pair in shares or _clip_between(pair) is None]
-    least = {pair: share * config.headroom for pair, share in shares.items()}
+    least = reaches(captured, pairs, batches, config)
+    pairs = [pair for pair in pairs if pair in least or _clip_between(pair) is None]
     fixed = {pair: factor >= 1 for pair, factor in least.items()}
     for _ in range(config.rounds):
         furthest = 0.0
@@ -67,23 +71,44 @@ def equalize_(captured: CapturedModule, config: EqualizationConfig, batches: Ite
     return pairs
 
 
-def clip_shares(captured: CapturedModule, pairs: Iterable[Pair], batches: Iterable[Any]) -> dict[Pair, Tensor]:
-    """[channels] for every pair with relu6 between: the largest value that was clipped there, over its upper end."""
+def reaches(
+    captured: CapturedModule, pairs: Iterable[Pair], batches: Iterable[Any], config: EqualizationConfig
+) -> dict[Pair, Tensor]:
+    """[channels] for every pair with relu6 between: how far a channel reaches there, over relu6's upper end."""
     clips = {clip: pair for pair in pairs if (clip := _clip_between(pair)) is not None}
-    found: dict[Pair, Tensor] = {}
+    seen: dict[fx.Node, _Seen] = {}
 
     def look(node: fx.Node, value: Tensor) -> None:
-        for clip in node.users:
-            if clip in clips:
-                axis = 1 if _is_conv(clips[clip][0]) else value.ndim - 1
-                end = upper_clip(clip)
-                assert end is not None
-                share = value.movedim(axis, 0).flatten(1).amax(1).clamp(min=0) / end
-                found[clips[clip]] = share.maximum(found.get(clips[clip], share))
+        for clip in (user for user in node.users if user in clips):
+            axis = 1 if _is_conv(clips[clip][0]) else value.ndim - 1
+            seen.setdefault(clip, _Seen()).add(value.movedim(axis, 0).flatten(1).double())
 
     if clips:
         watch(captured, [clip.all_input_nodes[0] for clip in clips], batches, look)
+    found = {}
+    for clip, values in seen.items():
+        end = upper_clip(clip)
+        assert end is not None
+        found[clips[clip]] = values.reach(config).float() / end
     return found
+
+
+class _Seen:
+    """Of each channel the number of values, their sum, the sum of their squares, and the largest, at least 0."""
+
+    def __init__(self) -> None:
+        self.n, self.sum, self.squares, self.largest = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """values [channels, n] float64."""
+        self.n += values.shape[1]
+        self.sum, self.squares = self.sum + values.sum(1), self.squares + values.square().sum(1)
+        self.largest = self.largest.maximum(values.amax(1))
+
+    def reach(self, config: EqualizationConfig) -> Tensor:
+        mean = self.sum / self.n
+        deviation = (self.squares / self.n - mean.square()).clamp(min=0).sqrt()
+        return (self.largest * config.headroom).maximum(mean + config.deviations * deviation)
 
 
 def _clip_between(pair: Pair) -> fx.Node | None:
