@@ -9,8 +9,9 @@ Needs the network of `lighten train TASK`, and the extra `bench` for the peers (
 holds already are not run again. All are calibrated on the same 512 training images. In w4a4 the first and the last
 layer have 8 bits; in NNCF's, which has one width for all, they are float. "qat" trains on --images training images,
 --epochs times. After a +: steps before rounding, eq for equalization and bias for bias correction. "nncf-fast" is with
-NNCF's fast bias correction, "nncf" with the other one. All but torchao's and NNCF's 4 bits is scored as ONNX Runtime
-runs it. `agreement` is the share of test images that get the float network's answer; intervals of drops are paired.
+NNCF's fast bias correction, "nncf" with the other one, by its backend for OpenVINO. All but that, torchao's and NNCF's
+4 bits is scored as ONNX Runtime runs it. `agreement` is the share of test images that get the float network's answer;
+intervals of drops are paired.
 """
 
 import argparse
@@ -81,7 +82,8 @@ def make(task: Task, way: str, scheme: str, epochs: int, images: int) -> Runs:
         weight_bits, activation_bits = int(scheme[1]), int(scheme[3])
         bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         leave = ENDS[task.name] if scheme == "w4a4" else ()
-        return by_nncf(task.model, seen, fast=way.endswith("fast"), leave=leave, **bits)
+        fast = way.endswith("fast")
+        return by_nncf(task.model, seen, fast=fast, leave=leave, openvino=not fast, **bits)
     made = task.model
     if way == "qat":
         made = trained(task, scheme, epochs, images)
