@@ -50,7 +50,7 @@ CASES = [
     *(("w8a8", way) for way in ("onnxruntime", "onnxruntime, percentile", "nncf, fast", "nncf", "torchao")),
     *(("w8a8-tensor", way) for way in ("rtn", f"rtn{EQUAL}", f"rtn{BOTH}", "onnxruntime", "nncf, fast", "nncf")),
     *(("w4a8", way) for way in (*W4, "nncf, fast")),
-    *(("w4", method) for method in ("rtn", "gptq", "adaround")),  # weights alone take no steps
+    *(("w4", way) for way in W4),
 ]
 
 

@@ -140,6 +140,8 @@ def test_quantized_modules_come_back(scheme: str, tmp_path: Path) -> None:
     [
         ("w8a8", {"steps": ["equalization", "bias-correction"]}),
         ("w8a8", {"steps": ["smoothquant"]}),
+        ("w3", {"method": "gptq", "steps": ["equalization", "bias-correction"]}),
+        ("w4-g4", {"method": "awq", "steps": ["bias-correction"]}),
         ("w4a4; conv=w8a8", {"method": "mse"}),
         ("w4-g4", {"method": "awq"}),
         ("w8a8-dynamic", {}),

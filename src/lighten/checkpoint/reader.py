@@ -112,7 +112,7 @@ def _rebuilt(
         # Ranges and codes are the file's; what is calibrated here only has to have the right shapes.
         methods = {layer.method for layer in plan.layers.values()} | {plan.method}
         adds_factors = "awq" in methods  # the one method that puts an operator before the layers
-        calibration = [inputs] if plan.observer is not None or adds_factors else None
+        calibration = [inputs] if plan.observer is not None or adds_factors or plan.steps else None
         captured = quantize(
             captured,
             plan.scheme,

@@ -191,11 +191,12 @@ def _weights_alone(
     on_progress: OnProgress,
 ) -> CapturedModule:
     why = f"{assignment.name}, which leaves activations alone"
-    _must_not_be_given(why, observer=observer, weight_bits=weight_bits, steps=steps)
-    inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs)
+    of_activations = tuple(step for step in steps if step == "smoothquant")
+    _must_not_be_given(why, observer=observer, weight_bits=weight_bits, steps=of_activations)
+    inputs, batches = _inputs_and_batches(assignment, config, calibration, example_inputs, steps)
     on_progress("tracing the model")
     captured = capture(model, inputs)
-    quantize_weights(captured, assignment, config, batches, exclude, on_progress)
+    quantize_weights(captured, assignment, config, batches, exclude, steps, on_progress)
     return captured
 
 
@@ -234,11 +235,14 @@ def _inputs_and_batches(
     config: MethodConfig,
     calibration: Iterable[Any] | None,
     example_inputs: tuple[Any, ...] | None,
+    steps: tuple[str, ...] = (),
 ) -> tuple[tuple[Any, ...], Iterable[Any]]:
-    """What the model is traced with, and the batches that config reads; calibration is not touched without need."""
-    if example_inputs is not None and not config.needs_inputs:
+    """What the model is traced with, and the batches that config and steps read; without need, none are."""
+    if example_inputs is not None and not config.needs_inputs and not steps:
         return example_inputs, ()
     why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
+    if steps:
+        why = f"{' and '.join(steps)}: activations are looked at"
     if config.needs_inputs:
         why = f"{entry_of(config).name} looks at the inputs of layers"
     first, batches = _peek(calibration, why)

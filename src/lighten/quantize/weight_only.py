@@ -3,13 +3,15 @@
 What is read from memory shrinks, which is what limits a large linear layer at batch size 1; what is computed does not.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lighten.errors import CaptureError, ConfigError
+from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
 from lighten.graph.fold import fold_batch_norm_
 from lighten.plan import LayerPlan
@@ -24,6 +26,8 @@ from lighten.quantize.moments import Moments, aim
 from lighten.quantize.packing import pack
 from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.rescale import divide_input_
+from lighten.quantize.steps.bias_correction import correct_biases_, give_bias_
+from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weights import StoredWeight, find_weights
 from lighten.registry import Entry
@@ -38,12 +42,15 @@ def quantize_weights(
     config: MethodConfig,
     batches: Iterable[Any],
     exclude: Iterable[str],
+    steps: tuple[str, ...] = (),
     on_progress: OnProgress = silent,
 ) -> None:
     """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
 
-    batches: read only by a method that needs inputs. Where it cannot have them (embeddings, recurrent layers), or
-    cannot do what it does (see MethodConfig), weights are rounded to nearest, and the layer's plan says so.
+    steps: "equalization" and "bias-correction", see lighten.quantize.steps; the latter of layers whose weight is their
+    own. batches: read only for steps and by a method that needs inputs. Where it cannot have them (embeddings,
+    recurrent layers), or cannot do what it does (see MethodConfig), weights are rounded to nearest, and the layer's
+    plan says so.
 
     Raises:
         ConfigError: the method does not round to this format. CaptureError: a weight is NaN or infinite. TaskError: see
@@ -59,6 +66,16 @@ def quantize_weights(
     weights, skipped = find_weights(captured, exclude)
     for weight in weights:
         _must_be_numbers(get_tensor(captured, str(weight.parameter.target)), weight.layer)
+    if steps:
+        batches = list(batches)
+    if "equalization" in steps:
+        equalize_(captured, EqualizationConfig(), batches)
+    exact, twins = captured, dict[fx.Node, fx.Node]()
+    if "bias-correction" in steps:
+        corrected = _with_own_biases_(captured, weights)
+        exact = copy.deepcopy(captured)
+        copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))
+        twins = {node: copies[node] for node in corrected}
     layers: dict[str, LayerPlan] = {}
     rounded: list[tuple[StoredWeight, QuantizedWeight]] = []
 
@@ -84,13 +101,29 @@ def quantize_weights(
     captured.delete_all_unused_submodules()
     captured.graph.lint()
     captured.recompile()
+    if twins:
+        correct_biases_(captured, exact, twins, batches)
     captured.plan = captured.plan.with_layers(
         layers,
         skipped=skipped,
         scheme=assignment.name,
         method=entry.name,
+        steps=list(steps),
         weight_bits=None if assignment.special else assignment.default.weight_bits,
     )
+
+
+def _with_own_biases_(captured: CapturedModule, weights: Iterable[StoredWeight]) -> list[fx.Node]:
+    """The layers whose weight and bias are read by nobody else; those without a bias get one of zeros."""
+    found = []
+    for weight in weights:
+        if weight.reader is None or weight.shared:
+            continue
+        give_bias_(captured, weight.reader)
+        bias = arguments(weight.reader)["bias"]
+        if bias.op == "get_attr" and len(bias.users) == 1:
+            found.append(weight.reader)
+    return found
 
 
 def _can_use(config: MethodConfig, weight: StoredWeight) -> bool:

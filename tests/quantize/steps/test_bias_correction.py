@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from lighten.errors import ConfigError
+from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import CapturedModule, capture, layer_of
 from lighten.quantize import quantize
 from lighten.quantize.ranges import watch
@@ -91,6 +91,19 @@ def test_steps_are_done_in_one_order_and_checked() -> None:
         check_steps(["bias"])
 
 
-def test_weights_alone_know_no_steps() -> None:
-    with pytest.raises(ConfigError, match=r"steps=\('equalization',\) has no meaning for w4"):
-        quantize(nn.Linear(2, 2), "w4", example_inputs=(torch.ones(1, 2),), steps="equalization")
+def test_weights_alone_are_corrected_and_smooth_nothing() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Flatten(), nn.Linear(128, 5)]
+    model = nn.Sequential(*layers).eval()
+    batches = [torch.rand(n, 3, 8, 8) for n in (8, 5)]
+    exact = means_of_layers(capture(model, (batches[0],)), batches, ["0", "2", "4"])
+    quantized = quantize(model, "w3", calibration=batches, steps="bias-correction")
+    for mean, wanted in zip(means_of_layers(quantized, batches, ["0", "2", "4"]), exact, strict=True):
+        torch.testing.assert_close(mean, wanted, rtol=1e-5, atol=1e-5)  # float32 sums of up to 128 products
+    assert quantized.plan.steps == ["bias-correction"]
+    both = quantize(model, "w3", method="gptq", calibration=batches, steps=("equalization", "bias-correction"))
+    assert both.plan.steps == ["equalization", "bias-correction"]
+    with pytest.raises(ConfigError, match=r"steps=\('smoothquant',\) has no meaning for w4"):
+        quantize(model, "w4", calibration=batches, steps="smoothquant")
+    with pytest.raises(TaskError, match=r"bias-correction: activations are looked at, and got none"):
+        quantize(model, "w4", example_inputs=(batches[0],), steps="bias-correction")
