@@ -6,11 +6,15 @@ from torch import Tensor, nn
 
 from lighten.errors import ConfigError
 from lighten.graph.capture import capture
+from lighten.graph.groups import find_groups
+from lighten.graph.labels import propagate
 from lighten.plan import Plan
 from lighten.prune import prune
+from lighten.prune.calibration import input_statistics
 from lighten.prune.gradual import prune_gradually, recipe_of
 from lighten.prune.history import removals
-from lighten.prune.refit import refit_
+from lighten.prune.layers import find_layers
+from lighten.prune.refit import fitted_without, refit_
 from tests.networks import build
 from tests.tiny import tiny_task
 
@@ -100,3 +104,28 @@ def test_what_it_needs_is_said() -> None:
         prune(net, 0.5, example_inputs=(x,), refit=True)
     with pytest.raises(ConfigError, match="'element', with calibration"):
         prune(net, 0.5, calibration=[x], granularity="element", refit=True)
+
+
+def test_the_forecast_is_what_refitting_makes_of_the_first_readers() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
+    batches = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in range(2)]
+    captured = capture(net.eval(), (batches[0],))
+    labels, layers = propagate(captured, (batches[0],)), find_layers(captured)[0]
+    pruned = prune(
+        net, 0.5, example_inputs=(batches[0],), overrides={"2": 0.0}, calibration=batches, refit=True, **SETTINGS
+    )
+    (kept,) = (
+        indices for (name, axis), indices in removals(pruned)[-1].kept.items() if (name, axis) == ("0.weight", 0)
+    )
+    gone = torch.ones(8, dtype=torch.bool).index_fill(0, kept, False)
+    units = next(g for g in find_groups(labels) if g.name == "0").units[gone]
+    moments = input_statistics(captured, layers, batches, full=True)
+    changed = fitted_without(captured, labels, units, layers, moments)
+    assert set(changed) == {"0.weight", "0.bias", "2.weight"}
+    assert not changed["0.weight"][gone].any()
+    assert not changed["2.weight"][:, gone].any()
+    fitted = pruned.get_parameter("2.weight").detach()
+    # Both are sums of products in float64 in another order, and rounded to float32.
+    torch.testing.assert_close(changed["2.weight"][:, kept], fitted, rtol=1e-5, atol=1e-6 * float(fitted.abs().max()))
+    assert not torch.equal(changed["2.weight"][:, kept], net[2].weight.detach()[:, kept])

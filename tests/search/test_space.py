@@ -16,17 +16,20 @@ from lighten.graph.groups import find_groups
 from lighten.graph.labels import propagate
 from lighten.graph.rewrite import zero_units_, zeroed_units
 from lighten.prune import prune
+from lighten.prune.calibration import input_statistics
 from lighten.prune.layers import find_layers
+from lighten.prune.refit import fitted_without
 from lighten.runtime.roofline import Layer
-from lighten.search import cost
+from lighten.search import choices, cost
 from lighten.search.allocate import total_cost
-from lighten.search.choices import channel_choices, zeroed_blocks
+from lighten.search.choices import Ranking, channel_choices, ranking, zeroed_blocks
 from lighten.search.config import SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
-from lighten.search.realize import recovered
+from lighten.search.realize import Variant, ranked, recovered
 from lighten.search.sensitivity import divergence, lasting, measure_harms
-from lighten.search.space import Network, look_at, space, time_terms, weight_terms
+from lighten.search.space import Network, _samples, look_at, space, time_terms, weight_terms
 from lighten.search.workers import Workers
+from lighten.task import as_args
 from tests.networks import NETWORKS
 from tests.tiny import TinyNet, tiny_task
 
@@ -55,6 +58,37 @@ def test_the_harm_of_channels_is_that_of_the_network_with_them_zero() -> None:
     expected = divergence([captured(x)], [zeroed(x)], are_logits=True) / len(x)
     assert harms.tolist() == [0.0, pytest.approx(expected, rel=1e-6)]
     assert expected > 0
+
+
+def test_the_harm_of_channels_is_that_which_is_left_once_their_readers_are_fitted(network: Network) -> None:
+    task = tiny_task()
+    (batch,) = _samples(task)
+    captured = capture(task.model, task.example_inputs)
+    labels, layers = propagate(captured, task.example_inputs), find_layers(captured)[0]
+    by_obs = (CONFIG.channel_shares, 4, "obs", [batch])
+    (first, *_) = channel_choices(captured, labels, find_groups(labels), *by_obs)
+    moments = input_statistics(captured, layers, [batch], full=True)
+    for option, harm in enumerate(network.harms[first.key][:3]):
+        changed = copy.deepcopy(captured)
+        changes = fitted_without(captured, labels, first.gone[option], layers, moments)
+        changed.load_state_dict({**captured.state_dict(), **changes})
+        x = as_args(batch)
+        alone = divergence([captured(*x)], [changed(*x)], are_logits=True) / len(x[0])
+        assert harm == pytest.approx(alone, rel=1e-5, abs=1e-9)
+
+
+def test_channels_that_obs_cannot_rank_are_ranked_by_l2_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = NETWORKS["unet"].make().eval().double(), NETWORKS["unet"].inputs()
+    labels = propagate(captured := capture(model, inputs), inputs)
+    found = ranking(captured, labels, find_groups(labels), "obs")
+    assert found.importance == "l2"
+    assert "no linear layer, convolution or product that reads the channels of" in found.because
+    assert ranking(captured, labels, find_groups(labels), "taylor") == Ranking("taylor")
+    assert ranked(tiny_task(), CONFIG) == Ranking("obs")
+    monkeypatch.setattr(choices, "MOST_BYTES", 1000)
+    assert "obs would need" in ranked(tiny_task(), CONFIG).because
+    plan = recovered(tiny_task(), Variant(name="half", ratio=0.5), CONFIG, lambda share: None).plan
+    assert plan.importance == "l2"
 
 
 def test_what_goes_is_what_pruning_takes(network: Network) -> None:

@@ -127,6 +127,8 @@ def compress(
         print_json(result.data)
         return
     stderr.print(table(result))
+    if because := result.data["channels_ranked_by"]["because"]:
+        stderr.print(f"Channels are ranked by l2: {because}.", style="yellow", markup=False, highlight=False)
     for loss in result.data["lost_workers"]:
         then = "tried again" if loss["retried"] else "given up"
         said = f"Lost a worker at {loss['at']}, {then}: {loss['why']}"

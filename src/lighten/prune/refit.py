@@ -7,13 +7,16 @@ squares after channels have gone; Luo et al., "ThiNet", arXiv:1707.06342, sec. 3
 the pruned network, as in lighten.prune.reconstruct, and the weights are held near what they were by damping.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
+from lighten.graph.labels import Labels
+from lighten.graph.rewrite import zeroed_units
 from lighten.prune.calibration import paired_moments
 from lighten.prune.history import removals
 from lighten.prune.layers import WeightLayer, find_layers
@@ -52,7 +55,7 @@ def _refit_layer_(
     dense: CapturedModule,
     pruned: CapturedModule,
     layer: WeightLayer,
-    rows: torch.Tensor | None,
+    rows: Tensor | None,
     batches: Iterable[Any],
     damping: float,
 ) -> None:
@@ -65,3 +68,37 @@ def _refit_layer_(
     parts = zip(before.chunk(layer.groups), own, cross, near.chunk(layer.groups), strict=True)
     fitted = torch.cat([nearest_outputs(w, o, c, damping, near=n) for w, o, c, n in parts])
     weight.data.copy_(fitted.view(weight.shape))
+
+
+def fitted_without(
+    captured: CapturedModule,
+    labels: Labels,
+    units: Tensor,
+    layers: Sequence[WeightLayer],
+    moments: Mapping[str, Tensor],
+    *,
+    damping: float = DAMPING,
+) -> dict[str, Tensor]:
+    """The tensors that change when the units go and each of layers that reads some makes up for them, by name.
+
+    What owns a unit is zero there, as in zeroed_units; captured is left as it is. Each layer is fitted by itself, to
+    what the dense network's inputs make of it: a forecast of what refit_ does after a removal, without a pass.
+    moments: [1, columns, columns] of what each layer reads, by its name, see input_statistics.
+    """
+    changed = zeroed_units(captured, labels, units)
+    by_parameter = {layer.parameter: layer for layer in layers}
+    for slot in labels.slots:
+        layer = by_parameter.get(slot.parameter)
+        gone = torch.isin(slot.ids, units)
+        if layer is None or slot.axis != 1 or layer.groups != 1 or not gone.any() or gone.all():
+            continue
+        zeroed, weight = changed[slot.parameter], get_tensor(captured, slot.parameter).detach().double()
+        kept = (~gone).repeat_interleave(weight[0, 0].numel())
+        (read,) = moments[layer.name]
+        rows = zeroed.flatten(1).any(1)  # the others go themselves
+        before = weight.flatten(1)[rows]
+        fitted = nearest_outputs(before, read[kept][:, kept], read[:, kept], damping, near=before[:, kept])
+        matrix = torch.zeros_like(zeroed).flatten(1)
+        matrix[rows.nonzero(), kept.nonzero()[:, 0]] = fitted.to(matrix.dtype)
+        changed[slot.parameter] = matrix.view_as(zeroed)
+    return changed

@@ -1,11 +1,13 @@
 """Choices: what the search decides, one by one, and what each option would do to the weights.
 
 "channels" of one group of layers that must agree, "zeros" in blocks of one layer. Options are shares that go, ascending
-from 0. An option is known by what it makes zero: removing equals zeroing, so its harm can be measured without surgery.
+from 0. An option is known by what it does to the weights: removing equals zeroing, so its harm can be measured without
+surgery.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +17,14 @@ from lighten.graph.groups import Group
 from lighten.graph.labels import Labels
 from lighten.prune.allocate import share_gone
 from lighten.prune.channels import unit_rows
+from lighten.prune.importance.readers import without_readers
 from lighten.prune.importance.unit_data import score_units
-from lighten.prune.layers import WeightLayer
+from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.patterns import keep_mask, parse_pattern
 from lighten.prune.select import SelectConfig, select_units
 
 Changes = dict[str, Tensor]
+MOST_BYTES = 2**32  # of second moments, all layers' together
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,38 @@ class ChannelChoice(Choice):
     gone: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """What channels are ranked by: the name of a criterion; because: why it is l2 instead of obs, or ""."""
+
+    importance: str
+    because: str = ""
+
+
+def ranking(captured: CapturedModule, labels: Labels, groups: Sequence[Group], importance: str) -> Ranking:
+    """importance, or l2 where it is obs and cannot rank them all, or not in MOST_BYTES."""
+    if importance != "obs":
+        return Ranking(importance)
+    if unread := without_readers(captured, labels, list(groups)):
+        n = f"{len(unread)} of {len(groups)} groups ('{unread[0]}')"
+        return Ranking("l2", f"obs knows no linear layer, convolution or product that reads the channels of {n}")
+    columns = [get_tensor(captured, layer.parameter)[0].numel() for layer in find_layers(captured)[0]]
+    if (n_bytes := 8 * sum(n**2 for n in columns)) > MOST_BYTES:
+        return Ranking("l2", f"obs would need {n_bytes / 2**30:.1f} GiB for what layers read, {max(columns)} at most")
+    return Ranking(importance)
+
+
 def channel_choices(
-    captured: CapturedModule, labels: Labels, groups: Sequence[Group], shares: Sequence[float], round_to: int
+    captured: CapturedModule,
+    labels: Labels,
+    groups: Sequence[Group],
+    shares: Sequence[float],
+    round_to: int,
+    importance: str = "l2",
+    batches: Iterable[Any] | None = None,
 ) -> list[ChannelChoice]:
-    """One for each set of groups that the same layer names; by the size of their filters."""
-    scores = score_units(captured, labels, list(groups), unit_rows(captured, list(groups)), "l2")
+    """One for each set of groups that the same layer names. importance, batches: see score_units."""
+    scores = score_units(captured, labels, list(groups), unit_rows(captured, list(groups)), importance, batches)
     together: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         together.setdefault(group.name, []).append(i)

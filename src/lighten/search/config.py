@@ -18,7 +18,9 @@ class SearchConfig:
     epochs: of a short training, None = a default by the size of the data; long_factor: how many times as many a long
     one has. lr: of training, None = one that suits its optimizer; distill_weight: the share of the loss that the
     original model teaches. max_trials: trainings, at most.
-    time_limit_s: no training begins, or goes on, after so many seconds. importance, round_to: see lighten.prune.
+    time_limit_s: no training begins, or goes on, after so many seconds. importance: of channels; "obs" is "l2" for a
+    network in which some channels are read by nothing that obs knows, see lighten.search.choices. zero_importance: of
+    weights that are to be zero while the rest is trained. round_to: see lighten.prune.
     threads: of every measurement. batch: samples a call that is timed.
     """
 
@@ -34,7 +36,8 @@ class SearchConfig:
     distill_weight: float = 0.5
     max_trials: int = 24
     time_limit_s: float = math.inf
-    importance: str = "l2"
+    importance: str = "obs"
+    zero_importance: str = "l2"
     round_to: int = 4
     seed: int = 0
     threads: int = 1

@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from lighten.search.outcome import (
     verdict,
 )
 from lighten.search.pool import Pool
-from lighten.search.realize import lower_original, realize, representative_inputs, scored, variant_of
+from lighten.search.realize import lower_original, ranked, realize, representative_inputs, scored, variant_of
 from lighten.search.sanity import check_metric, fingerprint
 from lighten.search.space import look_at
 from lighten.search.study import Study
@@ -277,6 +277,7 @@ class _Run:
             "trials": len(candidates),
             "stopped": stopped,
             "original_ms": {**self.whole_ms, **self.unable},
+            "channels_ranked_by": asdict(ranked(task, config)),
             "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
             "workers": self.workers.n,
             "lost_workers": self.workers.lost,

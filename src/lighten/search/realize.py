@@ -20,6 +20,8 @@ from lighten.export import export
 from lighten.export.onnx import named_inputs
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.count import count_macs, count_parameters
+from lighten.graph.groups import find_groups
+from lighten.graph.labels import propagate
 from lighten.metric import Scores
 from lighten.plan import LayerPlan, Plan
 from lighten.prune.gradual import prune_gradually
@@ -33,6 +35,7 @@ from lighten.recover.optimizer import suits_sgd
 from lighten.runtime.runner import load
 from lighten.search.bits import WIDTHS, fewest_bits, mean_bits
 from lighten.search.candidate import Candidate, compared
+from lighten.search.choices import Ranking, ranking
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import layer_shapes
 from lighten.search.sanity import gives_logits
@@ -225,7 +228,7 @@ def recovered(
             None if variant.has_zeros else recipe,
             tell,
             checkpoints=checkpoints,
-            importance=config.importance,
+            importance=ranked(task, config).importance,
             round_to=config.round_to,
             refit=True,
         )
@@ -233,7 +236,7 @@ def recovered(
         if all(layer.kept == layer.channels for layer in layers):
             raise ConfigError(f"{variant.name}: {len(model.plan.skipped)} layers cannot be pruned, so nothing goes.")
     if variant.has_zeros:
-        how: dict[str, Any] = {"importance": config.importance, "schedule": SPARSITY_SCHEDULE}
+        how: dict[str, Any] = {"importance": config.zero_importance, "schedule": SPARSITY_SCHEDULE}
         if recipe is None:
             how = {"importance": UNTRAINED_IMPORTANCE, "schedule": "one-shot"}
         how |= {"granularity": BLOCK, "checkpoints": checkpoints}
@@ -241,6 +244,13 @@ def recovered(
     captured = capture(model, task.example_inputs)
     captured.plan = replace(captured.plan, seed=config.seed)
     return captured
+
+
+def ranked(task: Task, config: SearchConfig) -> Ranking:
+    """What the channels of the task's model are ranked by."""
+    captured = capture(task.model, task.example_inputs)
+    labels = propagate(captured, task.example_inputs)
+    return ranking(captured, labels, find_groups(labels), config.importance)
 
 
 def _pruned(

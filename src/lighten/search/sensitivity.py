@@ -1,4 +1,4 @@
-"""Sensitivity: the harm that each option of each choice does alone, measured on calibration data before any recovery.
+"""Sensitivity: the harm that each option of each choice does alone, measured on calibration data before any training.
 
 Harm is the divergence of the outputs: KL(before ‖ after) of their softmax, averaged over samples, where they are logits
 [n, …, classes]; else their mean squared change as a share of their spread. What is kept of a batch serves all options
@@ -24,7 +24,7 @@ from lighten.prune.calibration import misfit
 from lighten.search.choices import Changes
 from lighten.task import as_args
 
-VERSION = 1
+VERSION = 2
 Harms = dict[str, NDArray[np.float64]]
 
 

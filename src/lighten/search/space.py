@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
 from lighten.graph.labels import Labels, propagate
-from lighten.graph.rewrite import zeroed_units
+from lighten.prune.calibration import input_statistics
 from lighten.prune.layers import WeightLayer, find_layers
 from lighten.prune.patterns import parse_pattern
+from lighten.prune.refit import fitted_without
 from lighten.runtime.roofline import Layer
 from lighten.search.allocate import Allocation, Term, allocate, total_cost
 from lighten.search.choices import (
@@ -26,6 +27,7 @@ from lighten.search.choices import (
     channel_choices,
     input_choice,
     output_choice,
+    ranking,
     zero_choices,
     zeroed_blocks,
 )
@@ -224,6 +226,7 @@ class _Seen:
     groups: list[Group]
     layers: tuple[WeightLayer, ...]
     choices: tuple[Choice, ...]
+    importance: str
 
 
 def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
@@ -233,10 +236,12 @@ def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
     layers, _ = find_layers(captured)
     pattern = parse_pattern(BLOCK)
     fit = [layer for layer in layers if not pattern.misfit(captured.get_parameter(layer.parameter).shape)]
-    channels = channel_choices(captured, labels, groups, config.channel_shares, config.round_to)
+    by = ranking(captured, labels, groups, config.importance).importance
+    how = (config.round_to, by, _samples(task))
+    channels = channel_choices(captured, labels, groups, config.channel_shares, *how)
     choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
     choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
-    return _Seen(captured, labels, groups, tuple(layers), tuple(choices))
+    return _Seen(captured, labels, groups, tuple(layers), tuple(choices), by)
 
 
 def _harms(workers: Workers, config: SearchConfig, kinds: Sequence[str], seen: _Seen, tell: Tell) -> Harms:
@@ -252,7 +257,8 @@ def _harms(workers: Workers, config: SearchConfig, kinds: Sequence[str], seen: _
             found |= share
         return {choice.key: found[choice.key] for choice in seen.choices}
 
-    about = {"options": {c.key: c.options for c in seen.choices}, "are_logits": gives_logits(task)}
+    options = {c.key: c.options for c in seen.choices}
+    about = {"options": options, "importance": seen.importance, "are_logits": gives_logits(task)}
     tensors = [*seen.captured.state_dict().values(), *torch.utils._pytree.tree_leaves(_samples(task))]
     return kept_on_disk(about, tensors, measured)
 
@@ -264,20 +270,24 @@ def harms_of_some(task: Task, config: SearchConfig, kinds: Sequence[str], first:
 
 
 def _measured(task: Task, seen: _Seen, choices: Sequence[Choice], tell: Tell) -> Harms:
-    captured, layers = seen.captured, {layer.name: layer for layer in seen.layers}
+    captured, layers, samples = seen.captured, {layer.name: layer for layer in seen.layers}, _samples(task)
+    # obs chooses what the others can make up for, so its harm is that which is left then; of l2 both are alike.
+    is_fitted = seen.importance == "obs" and any(isinstance(choice, ChannelChoice) for choice in choices)
+    read = input_statistics(captured, list(seen.layers), samples, full=True) if is_fitted else {}
 
     def change(choice: Choice, i: int) -> dict[str, torch.Tensor]:
         if not choice.options[i]:
             return {}
         if isinstance(choice, ChannelChoice):
-            return zeroed_units(captured, seen.labels, choice.gone[i])
+            fitted = seen.layers if is_fitted else ()
+            return fitted_without(captured, seen.labels, choice.gone[i], fitted, read)
         return zeroed_blocks(captured, layers[choice.name], choice.options[i], BLOCK)
 
     options = {c.key: [(lambda c=c, i=i: change(c, i)) for i in range(len(c.options))] for c in choices}
     return measure_harms(
         captured,
         options,
-        _samples(task),
+        samples,
         are_logits=gives_logits(task),
         on_progress=lambda share: tell(share, MEASURING),
     )

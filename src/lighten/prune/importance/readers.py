@@ -51,15 +51,12 @@ def find_readers(
     Raises:
         ConfigError: a group has neither. TaskError: there is no batch, or one does not fit the model.
     """
-    layers = {layer.parameter: layer for layer in find_layers(captured)[0]}
-    slots = [[s for s in g.slots if s.role == "input" and s.axis == 1 and s.parameter in layers] for g in groups]
-    products = [[] if read else _products(captured, labels, g) for g, read in zip(groups, slots, strict=True)]
-    for group, read, multiplied in zip(groups, slots, products, strict=True):
-        if not read and not multiplied:
-            raise ConfigError(
-                f"importance='obs' cannot rank the channels of '{group.name}': no linear layer, convolution or product "
-                f"reads them. Exclude it (exclude=['{group.name}']), or use another criterion."
-            )
+    for name in without_readers(captured, labels, groups):
+        raise ConfigError(
+            f"importance='obs' cannot rank the channels of '{name}': no linear layer, convolution or product "
+            f"reads them. Exclude it (exclude=['{name}']), or use another criterion."
+        )
+    layers, slots, products = _what_reads(captured, labels, groups)
     wanted = [layers[name] for name in dict.fromkeys(slot.parameter for read in slots for slot in read)]
     batches = list(batches) if wanted and any(products) else batches
     moments = input_statistics(captured, wanted, batches, full=True) if wanted else {}
@@ -69,6 +66,23 @@ def find_readers(
         + [_of_product(met[node], line, group) for node, line in multiplied]
         for group, read, multiplied in zip(groups, slots, products, strict=True)
     ]
+
+
+def without_readers(captured: CapturedModule, labels: Labels, groups: list[Group]) -> list[str]:
+    """The names of the groups that no linear layer, convolution or product reads."""
+    _, slots, products = _what_reads(captured, labels, groups)
+    found = zip(groups, slots, products, strict=True)
+    return [group.name for group, read, multiplied in found if not read and not multiplied]
+
+
+def _what_reads(
+    captured: CapturedModule, labels: Labels, groups: list[Group]
+) -> tuple[dict[str, WeightLayer], list[list[Slot]], list[list[tuple[fx.Node, Tensor]]]]:
+    """Layers by parameter; of each group where they read it, and if none does, what products do."""
+    layers = {layer.parameter: layer for layer in find_layers(captured)[0]}
+    slots = [[s for s in g.slots if s.role == "input" and s.axis == 1 and s.parameter in layers] for g in groups]
+    products = [[] if read else _products(captured, labels, g) for g, read in zip(groups, slots, strict=True)]
+    return layers, slots, products
 
 
 def _of_layer(
