@@ -9,6 +9,7 @@ import torch
 
 from lighten.measurement import Measurement
 from lighten.metric import Interval, Scores
+from lighten.report.words import change
 from lighten.runtime.backends import backend
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import LatencySample, Ratio
@@ -96,11 +97,11 @@ def verdict(
             f"Nothing that was tried is {better} than the original. The artifact is the original, lowered losslessly."
         )
     assert original.scores is not None
-    pace = f"{ratio.value:.2f}× faster" if ratio.low > 1 else "no faster for certain"
-    if ratio.high < 1:
-        pace = f"{1 / ratio.value:.2f}× slower"
-    size_ratio = original.size_bytes / chosen.size_bytes
-    what = f"{pace} and {size_ratio:.1f}× smaller, {original.scores.metric.name} drop {drop.value:.4f} on holdout data"
+    is_sure = ratio.low > 1 or ratio.high < 1
+    pace = change(ratio.value, "faster", "slower") if is_sure else "no faster for certain"
+    size = change(original.size_bytes / chosen.size_bytes, "smaller", "larger")
+    size = "of unchanged size" if size == "unchanged" else size
+    what = f"{pace} and {size}, {original.scores.metric.name} drop {drop.value:.4f} on holdout data"
     if accepted:
         return f"{chosen.name}: {what}, within the budget of {budget.max_drop:g}."
     if admissible:
