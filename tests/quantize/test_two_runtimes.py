@@ -83,11 +83,13 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_multiplications_are_in_integer_kernels_in_both_runtimes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "steps"), [*((name, ()) for name in LAYERS), ("inverted-residuals", "equalization")])
+def test_multiplications_are_in_integer_kernels_in_both_runtimes(
+    name: str, steps: str | tuple[str, ...], tmp_path: Path
+) -> None:
     model, x = network(name)
     bits = 7 if int8_saturates(this_cpu()) else None
-    quantized = quantize(model, "w8a8", calibration=[x], weight_bits=bits)
+    quantized = quantize(model, "w8a8", calibration=[x], weight_bits=bits, steps=steps)
     export(quantized, (x[:2],), tmp_path / "artifact")
     file = str(tmp_path / "artifact" / "model.onnx")
 

@@ -5,8 +5,8 @@ operator's border is quantized, and drops the pair around operators that only mo
 So: what convolutions and linear layers read is quantized, and both sides of a product of two activations, each with a
 scale of its own; what a convolution makes is quantized after its activation
 function (which is then part of the rounding); additions, concatenations and means are quantized where an integer
-kernel comes before and after, because between floats rounding would cost and save nothing; data movement and max
-pooling pass the scale on.
+kernel comes before and after, because between floats rounding would cost and save nothing; data movement, max pooling
+and what cuts channels at an end of their own pass the scale on.
 """
 
 import operator
@@ -174,11 +174,22 @@ def upper_clip(node: fx.Node) -> float | None:
 
 
 def moves(node: fx.Node) -> bool:
-    """Whether values pass node unchanged, so that codes do; to take one of several results does where those are parts
-    of one tensor."""
+    """Whether values pass node unchanged, or cut, so that codes do; to take one of several results does where those
+    are parts of one tensor."""
     if node.target == operator.getitem:
         return _source(node).target in RETURNS_SEVERAL
-    return node.target in MOVING or pads_with_zeros(node)
+    return node.target in MOVING or pads_with_zeros(node) or cuts_channels(node)
+
+
+def cut_of(node: fx.Node) -> fx.Node:
+    """What alone reads node and cuts its channels, or node itself: a range has to span no more than comes out."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and cuts_channels(users[0]) else node
+
+
+def cuts_channels(node: fx.Node) -> bool:
+    """Whether node is the smaller of an activation and a constant, as equalization leaves behind a relu6."""
+    return node.target == aten.minimum.default and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
 
 
 def _is_clipping(node: fx.Node) -> bool:

@@ -28,7 +28,7 @@ def maker_of(
     """The operator whose weight and bias can take over a division of node's channels; None = there is none.
 
     Its weight is its own, and from it to node nobody else reads. only_reader: neither do several read node itself.
-    clipped: relu6 may stand between, though it commutes with factors only where its upper end is out of reach.
+    clipped: relu6 may stand between, though it commutes with factors only if its upper end is divided as well.
     """
     if only_reader and len(node.users) != 1:
         return None

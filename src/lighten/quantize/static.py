@@ -33,7 +33,7 @@ from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
 from lighten.quantize.moments import Moments
-from lighten.quantize.placement import Placement, aten, place, pool_after_clipping_
+from lighten.quantize.placement import Placement, aten, cut_of, place, pool_after_clipping_
 from lighten.quantize.progress import OnProgress, announced, silent
 from lighten.quantize.ranges import Ranges, observe_ranges
 from lighten.quantize.scheme import Scheme
@@ -136,7 +136,7 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
         batches = list(batches)
     fold_batch_norm_(captured)
     if "equalization" in request.steps:
-        equalize_(captured, EqualizationConfig(), batches)
+        equalize_(captured, EqualizationConfig())
     if "smoothquant" in request.steps:
         smooth_(captured, batches, SmoothQuantConfig())
     pool_after_clipping_(captured.graph)
@@ -151,7 +151,8 @@ def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     bits = {node: min(scheme.weight_bits, request.bits or 8) for node, scheme in schemes.items()}
     widths = _activation_bits(placement, schemes, request.assignment.default)
     watched = announced(batches, "ranges of activations", request.on_progress)
-    ranges = observe_ranges(captured, widths, watched, request.observer)
+    seen = observe_ranges(captured, {cut_of(n): bits for n, bits in widths.items()}, watched, request.observer)
+    ranges = {node: seen[cut_of(node)] for node in widths if cut_of(node) in seen}
     points = {point: QParams(*qparams_of_range(*ranges[point], widths[point]), widths[point]) for point in ranges}
     points |= _signed_factors(placement, ranges)
     rounded = round_layers(captured, placement, replace(request, batches=batches), bits)

@@ -238,11 +238,12 @@ def _inputs_and_batches(
     steps: tuple[str, ...] = (),
 ) -> tuple[tuple[Any, ...], Iterable[Any]]:
     """What the model is traced with, and the batches that config and steps read; without need, none are."""
-    if example_inputs is not None and not config.needs_inputs and not steps:
+    corrects = "bias-correction" in steps
+    if example_inputs is not None and not config.needs_inputs and not corrects:
         return example_inputs, ()
     why = f"{assignment.name} needs example_inputs, or calibration data, to trace the model"
-    if steps:
-        why = f"{' and '.join(steps)}: activations are looked at"
+    if corrects:
+        why = "bias-correction looks at activations"
     if config.needs_inputs:
         why = f"{entry_of(config).name} looks at the inputs of layers"
     first, batches = _peek(calibration, why)

@@ -48,7 +48,7 @@ def quantize_weights(
     """Replace the weights of captured by packed codes, in place; its plan says which, and how each was rounded.
 
     steps: "equalization" and "bias-correction", see lighten.quantize.steps; the latter of layers whose weight is their
-    own. batches: read only for steps and by a method that needs inputs. Where it cannot have them (embeddings,
+    own. batches: read only by the latter and by a method that needs inputs. Where it cannot have them (embeddings,
     recurrent layers), or cannot do what it does (see MethodConfig), weights are rounded to nearest, and the layer's
     plan says so.
 
@@ -66,12 +66,11 @@ def quantize_weights(
     weights, skipped = find_weights(captured, exclude)
     for weight in weights:
         _must_be_numbers(get_tensor(captured, str(weight.parameter.target)), weight.layer)
-    if steps:
-        batches = list(batches)
     if "equalization" in steps:
-        equalize_(captured, EqualizationConfig(), batches)
+        equalize_(captured, EqualizationConfig())
     exact, twins = captured, dict[fx.Node, fx.Node]()
     if "bias-correction" in steps:
+        batches = list(batches)
         corrected = _with_own_biases_(captured, weights)
         exact = copy.deepcopy(captured)
         copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))

@@ -7,16 +7,14 @@ from torch import Tensor, nn
 
 from lighten.errors import ConfigError
 from lighten.graph.capture import capture, get_tensor
-from lighten.graph.fold import fold_batch_norm_
 from lighten.quantize import quantize
+from lighten.quantize.placement import cuts_channels
 from lighten.quantize.steps.equalization import (
     EqualizationConfig,
     equalize_,
     equalizing_factors,
     find_pairs,
-    reaches,
 )
-from tests.quantize.networks import build, images
 
 
 class Separable(nn.Module):
@@ -109,14 +107,6 @@ def test_channels_of_zeros_stay_and_make_no_nan() -> None:
     assert torch.all(captured.get_parameter("depthwise.weight")[3] == 0)
 
 
-def test_relu6_is_left_alone_without_data() -> None:
-    captured = capture(build("inverted-residuals"), (images("inverted-residuals", 2, 0),))
-    fold_batch_norm_(captured)
-    before = {name: value.clone() for name, value in captured.state_dict().items()}
-    assert not equalize_(captured, EqualizationConfig())
-    assert all(torch.equal(value, before[name]) for name, value in captured.state_dict().items())
-
-
 class Clipped(nn.Module):
     """relu6 behind a stem and a depthwise convolution; zeros around what the latter reads, as TensorFlow pads."""
 
@@ -144,62 +134,55 @@ def clipped(seed: int = 0) -> Clipped:
     return model
 
 
-def test_with_data_relu6_keeps_its_function_on_it() -> None:
+def test_relu6_keeps_its_function_and_channels_get_ends_of_their_own() -> None:
     model = clipped()
-    batches = [torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(s)) for s in range(2)]
-    captured = capture(model, (batches[0],))
-    largest = EqualizationConfig(headroom=1.0, deviations=0.0)
-    shares = list(reaches(captured, find_pairs(captured), batches, largest).values())
-    # Both kinds of channels are there: some that relu6 clips and some that it never does.
-    assert all(0 < int((share > 1).sum()) < 16 for share in shares)
-    pairs = equalize_(captured, EqualizationConfig(), batches)
+    x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    captured = capture(model, (x,))
+    pairs = equalize_(captured, EqualizationConfig())
     assert [tuple(n.meta["layer"] for n in pair) for pair in pairs] == [
         ("stem", "depthwise"),
         ("depthwise", "pointwise"),
     ]
-    for batch in batches:
-        exact = copy.deepcopy(model).double()(batch.double())
-        # As above: 2^-24 for each of at most 20 roundings of a weight, and sums of up to 27 terms that cancel in part.
-        assert (captured(batch) - exact).norm() <= 1e-4 * exact.norm()
-    after = reaches(captured, pairs, batches, largest)
-    for before, share in zip(shares, after.values(), strict=True):
-        assert torch.all((share <= 1 / 2 + 1e-5) | (before * 2 >= 1))
+    exact = copy.deepcopy(model).double()(x.double())
+    # As above: 2^-24 for each of at most 20 roundings of a weight, and sums of up to 27 terms that cancel in part.
+    assert (captured(x) - exact).norm() <= 1e-4 * exact.norm()
+    cuts = [node for node in captured.graph.nodes if cuts_channels(node)]
+    ends = [get_tensor(captured, str(cut.args[1].target)) for cut in cuts]
+    assert [end.shape for end in ends] == [(16, 1, 1)] * 2
+    for end, layer in zip(ends, ("stem", "depthwise"), strict=True):
+        before, after = (m.get_parameter(f"{layer}.bias").detach() for m in (model, captured))
+        torch.testing.assert_close(end.flatten() / 6, after / before)
+    cut_off = (model.stem(x) > 6).float().mean((0, 2, 3))
+    assert 0 < int((cut_off > 0).sum()) < 16  # both kinds of channels are there
 
 
-def test_a_channel_that_is_seldom_on_is_not_taken_for_a_small_one() -> None:
-    model = clipped()
-    with torch.no_grad():
-        model.stem.bias[5] = -3 * model.stem.weight[5].norm()  # three deviations below what lets it through
-    calibration = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
-    others = torch.randn(256, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    exact = model(others).detach()
-
-    def error(**settings: float) -> float:
-        captured = capture(model, (others[:2],))
-        equalize_(captured, EqualizationConfig(**settings), calibration)
-        return float((captured(others).detach() - exact).norm() / exact.norm())
-
-    # Of a Gaussian, the chance of six deviations is 1e-9 a value, and there are 4e6.
-    assert error(headroom=1.0) <= 1e-4 < 1e-3 < error(headroom=1.0, deviations=0.0)
-
-
-def test_reach_by_hand() -> None:
+def test_ends_of_channels_of_linear_layers_and_behind_pooling() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
-            self.a.weight = nn.Parameter(torch.eye(2))
+            self.conv, self.other = nn.Conv1d(2, 4, 3), nn.Conv1d(4, 3, 1)
+            self.a, self.b = nn.Linear(12, 5), nn.Linear(5, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(F.relu6(self.a(x)))
+            x = self.other(F.relu6(F.max_pool1d(F.relu6(self.conv(x)), 2)))
+            return self.b(F.hardtanh(self.a(x.flatten(1)), 0.0, 0.5))
 
-    captured = capture(Net(), (torch.ones(2, 2),))
-    batches = [torch.tensor([[3.0, -3.0], [3.0, -1.0]]), torch.tensor([[3.0, -3.0], [1.0, -1.0]])]
-    # Means 2.5 and -2, deviations sqrt(0.75) and 1: the first reaches 3 · 3, the second -2 + 6.
-    (reach,) = reaches(
-        captured, find_pairs(captured), batches, EqualizationConfig(deviations=6.0, headroom=3.0)
-    ).values()
-    torch.testing.assert_close(reach, torch.tensor([9.0, 4.0]) / 6)
+    torch.manual_seed(0)
+    model, x = Net().eval(), 20 * torch.randn(32, 2, 10)
+    captured = capture(model, (x,))
+    assert len(equalize_(captured, EqualizationConfig())) == 2
+    assert sum(cuts_channels(node) for node in captured.graph.nodes) == 3
+    torch.testing.assert_close(captured(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_range_spans_what_is_left_once_channels_are_cut() -> None:
+    model = clipped()
+    batches = [20 * torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))]
+    quantized = quantize(model, "w8a8-tensor", calibration=batches, steps="equalization", observer="minmax")
+    for node in quantized.graph.nodes:
+        if cuts_channels(node):
+            scale, end = (get_tensor(quantized, str(n.target)) for n in (node.args[0].args[1], node.args[1]))
+            assert float(scale) * 255 <= float(end.max()) * (1 + 1e-6)
 
 
 def test_a_relu6_net_is_nearer_per_tensor_once_equalized() -> None:
@@ -218,8 +201,6 @@ def test_a_relu6_net_is_nearer_per_tensor_once_equalized() -> None:
     [
         ({"rounds": 0}, "rounds=0"),
         ({"tolerance": -1.0}, "tolerance=-1.0"),
-        ({"headroom": 0.9}, "headroom=0.9"),
-        ({"deviations": -1.0}, "deviations=-1.0"),
     ],
 )
 def test_settings_are_checked(setting: dict, message: str) -> None:

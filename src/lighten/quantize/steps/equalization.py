@@ -1,17 +1,13 @@
-"""Cross-layer equalization: let the channels between two layers have weights of one size on either side.
+"""Cross-layer equalization: give the channels between two layers weights of one size on either side.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
 sec. 4.1: where relu stands between, channel i of the first layer may be divided by s_i and the second multiply by it;
 with s_i = sqrt(r1_i / r2_i), r the largest weight, both ranges become sqrt(r1_i · r2_i).
-Differs: relu6 is not replaced by relu, which would change the function. Of a channel that may reach its upper end the
-factor stays 1, and any other may grow up to that end. How far a channel reaches is judged by calibration data: the
-largest value, with headroom, or as many standard deviations above the mean, before clipping at either end; a channel
-that is seldom on shows little of its range otherwise. Without calibration data, layers around relu6 stay as they are.
+Differs: relu6 does not become relu, which changes the function (of EfficientNet-Lite0 by 0.83 of its logits), but a
+relu and an elementwise minimum, which cuts each channel at 6 / s_i.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,9 +15,9 @@ from torch import Tensor, fx
 from lighten.errors import ConfigError
 from lighten.graph.arguments import arguments
 from lighten.graph.capture import CapturedModule, get_tensor
-from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED, upper_clip
-from lighten.quantize.ranges import watch
+from lighten.quantize.placement import CONVOLUTIONS, WEIGHTED, aten, upper_clip
 from lighten.quantize.rescale import divide_output_, maker_of, multiply_input_, per_input
+from lighten.quantize.store import register
 
 Pair = tuple[fx.Node, fx.Node]
 
@@ -29,95 +25,66 @@ Pair = tuple[fx.Node, fx.Node]
 @dataclass(frozen=True, kw_only=True)
 class EqualizationConfig:
     """rounds: passes over all pairs at most; a layer in the middle belongs to two. tolerance: a pass that moves no
-    factor further from 1 is the last. headroom, deviations: a channel is taken to reach so many times the
-    largest value seen, and so many standard deviations above its mean."""
+    factor further from 1 is the last."""
 
     rounds: int = 20
     tolerance: float = 1e-3
-    headroom: float = 2.0
-    deviations: float = 6.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.tolerance < 0:
             raise ConfigError(f"rounds={self.rounds} must be at least 1, and tolerance={self.tolerance} at least 0.")
-        if self.headroom < 1:
-            raise ConfigError(f"headroom={self.headroom} is below 1: values that were seen would be clipped.")
-        if self.deviations < 0:
-            raise ConfigError(f"deviations={self.deviations} is below 0. The default is 6; 0 counts the mean alone.")
 
 
-def equalize_(captured: CapturedModule, config: EqualizationConfig, batches: Iterable[Any] = ()) -> list[Pair]:
-    """Equalize every pair of captured, batch norm folded, in place; returns the pairs.
-
-    batches: calibration data, for pairs with relu6 between; without any, these are left alone.
-    """
+def equalize_(captured: CapturedModule, config: EqualizationConfig) -> list[Pair]:
+    """Equalize every pair of captured, batch norm folded, in place; returns the pairs."""
     pairs = find_pairs(captured)
-    least = reaches(captured, pairs, batches, config)
-    pairs = [pair for pair in pairs if pair in least or _clip_between(pair) is None]
-    fixed = {pair: factor >= 1 for pair, factor in least.items()}
+    divided = {pair: torch.ones(1) for pair in pairs}
     for _ in range(config.rounds):
         furthest = 0.0
         for pair in pairs:
             first, second = pair
             factors = equalizing_factors(_output_range(captured, first), _input_range(captured, second))
-            if pair in least:
-                factors = torch.where(fixed[pair], 1.0, factors.maximum(least[pair]))
-                least[pair] = least[pair] / factors
             divide_output_(captured, first, factors)
             multiply_input_(captured, second, factors)
+            divided[pair] = divided[pair] * factors
             furthest = max(furthest, float((factors - 1).abs().max()))
         if furthest <= config.tolerance:
             break
+    for pair, factors in divided.items():
+        for clip in _clips_between(pair):
+            _cut_by_channel_(captured, clip, factors, pair[0])
+    captured.graph.lint()
+    captured.recompile()
     return pairs
 
 
-def reaches(
-    captured: CapturedModule, pairs: Iterable[Pair], batches: Iterable[Any], config: EqualizationConfig
-) -> dict[Pair, Tensor]:
-    """[channels] for every pair with relu6 between: how far a channel reaches there, over relu6's upper end."""
-    clips = {clip: pair for pair in pairs if (clip := _clip_between(pair)) is not None}
-    seen: dict[fx.Node, _Seen] = {}
-
-    def look(node: fx.Node, value: Tensor) -> None:
-        for clip in (user for user in node.users if user in clips):
-            axis = 1 if _is_conv(clips[clip][0]) else value.ndim - 1
-            seen.setdefault(clip, _Seen()).add(value.movedim(axis, 0).flatten(1).double())
-
-    if clips:
-        watch(captured, [clip.all_input_nodes[0] for clip in clips], batches, look)
-    found = {}
-    for clip, values in seen.items():
-        end = upper_clip(clip)
-        assert end is not None
-        found[clips[clip]] = values.reach(config).float() / end
-    return found
-
-
-class _Seen:
-    """Of each channel the number of values, their sum, the sum of their squares, and the largest, at least 0."""
-
-    def __init__(self) -> None:
-        self.n, self.sum, self.squares, self.largest = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-
-    def add(self, values: Tensor) -> None:
-        """values [channels, n] float64."""
-        self.n += values.shape[1]
-        self.sum, self.squares = self.sum + values.sum(1), self.squares + values.square().sum(1)
-        self.largest = self.largest.maximum(values.amax(1))
-
-    def reach(self, config: EqualizationConfig) -> Tensor:
-        mean = self.sum / self.n
-        deviation = (self.squares / self.n - mean.square()).clamp(min=0).sqrt()
-        return (self.largest * config.headroom).maximum(mean + config.deviations * deviation)
+def _cut_by_channel_(captured: CapturedModule, clip: fx.Node, factors: Tensor, first: fx.Node) -> None:
+    """Divide the upper end of clip, channel by channel; what first makes comes through it."""
+    end = upper_clip(clip)
+    assert end is not None
+    ends = end / factors
+    n_after = (
+        get_tensor(captured, str(arguments(first)["weight"].target)).ndim - 2 if _is_conv(first) else 0
+    )  # axes behind that of the channels
+    name = register(captured, f"{clip.name}_ends", ends.view(-1, *[1] * n_after))
+    with captured.graph.inserting_after(clip):
+        clipped = captured.graph.call_function(aten.relu.default, (clip.args[0],))
+    with captured.graph.inserting_after(clipped):
+        constant = captured.graph.get_attr(name)
+    with captured.graph.inserting_after(constant):
+        cut = captured.graph.call_function(aten.minimum.default, (clipped, constant))
+    for node in (clipped, constant, cut):
+        node.meta = dict(clip.meta)
+    clip.replace_all_uses_with(cut)
+    captured.graph.erase_node(clip)
 
 
-def _clip_between(pair: Pair) -> fx.Node | None:
-    node = arguments(pair[1])["input"]
+def _clips_between(pair: Pair) -> list[fx.Node]:
+    found, node = [], arguments(pair[1])["input"]
     while node is not pair[0]:
-        if upper_clip(node) is not None:
-            return node  # type: ignore[no-any-return]
+        found += [node] if upper_clip(node) is not None else []
         node = node.all_input_nodes[0]
-    return None
+    return found
 
 
 def find_pairs(captured: CapturedModule) -> list[Pair]:
