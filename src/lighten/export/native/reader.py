@@ -40,6 +40,15 @@ LIKE = {  # read only the shape of what they are given
 Handler = Callable[["Reader", fx.Node, dict[str, Any]], Any]
 
 
+class RefusalError(CaptureError):
+    """node: of the graph that is read, which the engine cannot compute, or not as the model uses it."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        called = f"'{node.target}' ('{node.name}')"
+        super().__init__(f"The native engine cannot compute {called} as the model uses it: {reason}.")
+        self.node, self.reason = node, reason
+
+
 class Reader:
     """values: of the nodes that are still to be read: Ids, tensors that are constant, numbers, or tuples of those."""
 
@@ -53,7 +62,7 @@ class Reader:
         """The program.
 
         Raises:
-            CaptureError: an operator that the engine does not have, by name.
+            RefusalError: an operator that the engine does not have, by name.
         """
         *nodes, last = self.module.graph.nodes
         last_reader = {read: node for node in nodes for read in node.all_input_nodes}
@@ -61,7 +70,7 @@ class Reader:
             try:
                 self._node(node)
             except (ValueError, RuntimeError) as error:
-                raise CaptureError(f"{_refusal(node)} {str(error).splitlines()[0]}.") from error
+                raise RefusalError(node, str(error).splitlines()[0]) from error
             for read in node.all_input_nodes:
                 if last_reader[read] is node and last not in read.users:
                     self.values.pop(read, None)
@@ -93,7 +102,7 @@ class Reader:
         if target in LIKE:
             args, kwargs = tree_map(lambda leaf: leaf.at if isinstance(leaf, Ids) else leaf, (args, kwargs))
             return target(*args, **kwargs).to(node.meta["val"].dtype)
-        must(target in self.handlers, "Export to onnxruntime instead")
+        must(target in self.handlers, "the engine does not have it; export to onnxruntime instead")
         results = tree_leaves(node.meta["val"])
         must(all(each.dtype == torch.float32 for each in results), "its result is no float32")
         given = arguments(node)
@@ -135,7 +144,7 @@ class Reader:
             whole = self.build.whole(sample)
             return self.build.lay(sample.reshape(len(sample), -1)) if whole is None else whole
         except ValueError as error:
-            raise CaptureError(f"{_refusal(node)} {error}.") from error
+            raise RefusalError(node, str(error)) from error
 
 
 def _run(target: Any, args: Any, kwargs: Any) -> Any:
@@ -153,7 +162,3 @@ def must(holds: bool, what: str) -> None:
     """Raises ValueError(what) unless it holds."""
     if not holds:
         raise ValueError(what)
-
-
-def _refusal(node: fx.Node) -> str:
-    return f"The native engine cannot compute '{node.target}' ('{node.name}') as the model uses it."
