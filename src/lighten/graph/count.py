@@ -1,5 +1,6 @@
 """Counting: parameters and multiply–accumulates, as they are and not as they were planned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 def node_macs(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> dict[fx.Node, int]:
     """Multiply–accumulates in each node that has any, counted as by count_macs: of one sample, or of all of
     example_inputs where the model takes no other batch size."""
+    inputs = _one_sample(example_inputs) if captured.batch_is_dynamic else example_inputs
+    return macs_of_nodes(captured, placeholder_values(captured, inputs))
+
+
+def macs_of_nodes(module: fx.GraphModule, values: Sequence[Any]) -> dict[fx.Node, int]:
+    """Multiply–accumulates in each node that has any; values: of the placeholders."""
     found: dict[fx.Node, int] = {}
 
     class Counting(fx.Interpreter):
@@ -42,9 +49,8 @@ def node_macs(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> dict
                 found[n] = macs
             return value
 
-    inputs = _one_sample(example_inputs) if captured.batch_is_dynamic else example_inputs
     with torch.no_grad():
-        Counting(captured).run(*placeholder_values(captured, inputs), enable_io_processing=False)
+        Counting(module).run(*values, enable_io_processing=False)
     return found
 
 
