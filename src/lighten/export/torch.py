@@ -37,12 +37,12 @@ def to_torch(
     returned = [leaf for leaf in pytree.tree_leaves(module.graph.output_node().args[0]) if _is_tensor(leaf)]
     module.graph.output_node().args = (tuple(returned),)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    symbols = _batch_symbols(inputs) if captured.batch_is_dynamic else re.compile("(?!)")
+    symbols = batch_symbols(inputs) if captured.batch_is_dynamic else re.compile("(?!)")
     names = [f"output_{i}" if i else "output" for i in range(len(returned))]
     return (
         module,
-        [_spec(node.name, node, symbols) for node in inputs],
-        [_spec(name, node, symbols) for name, node in zip(names, returned, strict=True)],
+        [spec_of(node.name, node, symbols) for node in inputs],
+        [spec_of(name, node, symbols) for name, node in zip(names, returned, strict=True)],
     )
 
 
@@ -80,13 +80,18 @@ def _is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
 
-def _batch_symbols(inputs: list[fx.Node]) -> re.Pattern[str]:
+def batch_symbols(inputs: list[fx.Node]) -> re.Pattern[str]:
     """Whatever torch.export called the free first axis of the inputs."""
     symbols = {str(node.meta["val"].shape[0]) for node in inputs if node.meta["val"].ndim}
     return re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(symbols)) or "(?!)")
 
 
-def _spec(name: str, node: fx.Node, symbols: re.Pattern[str]) -> TensorSpec:
+def spec_of(name: str, node: fx.Node, symbols: re.Pattern[str]) -> TensorSpec:
+    """Of the tensor that node makes.
+
+    Raises:
+        CaptureError: no array has its type.
+    """
     value: Tensor = node.meta["val"]
     shape = tuple(size if isinstance(size, int) else symbols.sub(BATCH, str(size)) for size in value.shape)
     try:

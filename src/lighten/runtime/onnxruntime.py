@@ -5,6 +5,7 @@ resort. TensorRT is not among them: it spends minutes on building an engine, so 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnxruntime as ort
 
@@ -45,10 +46,7 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
     if wanted is not None and wanted not in offered:
         raise ArtifactError(f"'{artifact.path}' asks for {wanted}. The installed ONNX Runtime offers {offered}.")
     providers = [name for name in preferred if name in offered and name != CPU] + [CPU]
-    try:
-        session = ort.InferenceSession(str(artifact.path / MODEL), session_options(threads), providers=providers)
-    except Exception as error:  # its exceptions share no other base
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load '{artifact.path / MODEL}': {error}") from error
+    session = load_session(artifact.path / MODEL, session_options(threads), providers)
     input_names = [spec.name for spec in artifact.inputs]
     output_names = [spec.name for spec in artifact.outputs]
     _must_match(artifact, "inputs", input_names, [node.name for node in session.get_inputs()])
@@ -58,6 +56,18 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
         return session.run(output_names, dict(zip(input_names, arrays, strict=True)))  # type: ignore[no-any-return]
 
     return run
+
+
+def load_session(model: Path, options: ort.SessionOptions, providers: Sequence[str] = (CPU,)) -> ort.InferenceSession:
+    """A session of that file.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses it.
+    """
+    try:
+        return ort.InferenceSession(str(model), options, providers=list(providers))
+    except Exception as error:  # its exceptions share no other base
+        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load '{model}': {error}") from error
 
 
 def describe() -> Description:
