@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
 
-def batch_symbols(inputs: list[fx.Node]) -> re.Pattern[str]:
+def batch_symbols(inputs: Sequence[fx.Node]) -> re.Pattern[str]:
     """Whatever torch.export called the free first axis of the inputs."""
     symbols = {str(node.meta["val"].shape[0]) for node in inputs if node.meta["val"].ndim}
     return re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(symbols)) or "(?!)")

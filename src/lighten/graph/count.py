@@ -23,7 +23,7 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """
     was_training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(*_one_sample(example_inputs))
+        model.eval()(*one_sample(example_inputs))
     model.train(was_training)
     return int(counter.get_total_flops()) // 2
 
@@ -31,7 +31,7 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 def node_macs(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> dict[fx.Node, int]:
     """Multiply–accumulates in each node that has any, counted as by count_macs: of one sample, or of all of
     example_inputs where the model takes no other batch size."""
-    inputs = _one_sample(example_inputs) if captured.batch_is_dynamic else example_inputs
+    inputs = one_sample(example_inputs) if captured.batch_is_dynamic else example_inputs
     return macs_of_nodes(captured, placeholder_values(captured, inputs))
 
 
@@ -54,6 +54,7 @@ def macs_of_nodes(module: fx.GraphModule, values: Sequence[Any]) -> dict[fx.Node
     return found
 
 
-def _one_sample(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def one_sample(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first sample of each tensor that has an axis."""
     one: tuple[Any, ...] = tree_map_only(torch.Tensor, lambda x: x[:1] if x.ndim else x, example_inputs)
     return one

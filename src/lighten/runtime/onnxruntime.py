@@ -19,8 +19,11 @@ PROVIDERS = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionPr
 CPU = "CPUExecutionProvider"
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """All graph optimizations; one operator at a time, on that many threads; denormals are zeros."""
+def session_options(threads: int, *, spins: bool = True) -> ort.SessionOptions:
+    """All graph optimizations; one operator at a time, on that many threads; denormals are zeros.
+
+    spins: whether threads that wait keep their cores.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -30,7 +33,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     # Threads that wait by spinning: 1.4 to 1.9 times faster for calls of 0.04 to 10 ms (2 threads, Zen 4). They go on
     # for about 40 ms after a call, which is why runtime/measure.py stops the processes that are not being timed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     return options
 
 

@@ -12,6 +12,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
 
+from llvmlite import ir
+
+from lighten.runtime.native.emit.code import Kernels
+from lighten.runtime.native.emit.entry import add_entry
 from lighten.runtime.native.engine import Engine, Job
 from lighten.runtime.native.jit import host_target
 from lighten.runtime.native.pace import PERIOD, TRIES, Pace
@@ -22,7 +26,7 @@ from lighten.runtime.native.schedule import Access, Target, cut, tilings
 from lighten.runtime.native.stored import Stored
 
 
-def shared(threads: int) -> Engine:
+def shared(threads: int, *, lingers: bool = True) -> Engine:
     """A network with windows, a stride, a residual and a vector at its end, every layer of it shared."""
     rng = np.random.default_rng(0)
     weights = {
@@ -40,7 +44,8 @@ def shared(threads: int) -> Engine:
     )
     host = host_target()
     target = Target(host.lanes, host.registers, barrier=0)
-    return Engine(Program((Sizes(3, 20, 20),), ops, (6,)), Stored(weights), [(10,)], threads=threads, target=target)
+    program = Program((Sizes(3, 20, 20),), ops, (6,))
+    return Engine(program, Stored(weights), [(10,)], threads=threads, target=target, lingers=lingers)
 
 
 def samples(n: int) -> Array:
@@ -205,3 +210,13 @@ def test_a_barrier_is_where_threads_would_meet() -> None:
     assert not access({1}, {3}).needs_barrier(made)  # a second reader
     assert access({2}, {3}, True).needs_barrier(made)
     assert not access({2}, {3}, True).needs_barrier(access({1}, {2}, True))  # one thread, in order
+
+
+def test_helpers_that_do_not_linger_compute_the_same_and_do_not_spin_afterwards() -> None:
+    together, alone = shared(2, lingers=False), shared(1)
+    for n in (1, 2, 3):
+        np.testing.assert_array_equal(together([samples(n)])[0], alone([samples(n)])[0])
+    for lingers in (True, False):
+        kernels = Kernels(ir.Module())
+        add_entry(kernels, [], 2, lingers=lingers)
+        assert ("linger" in str(kernels.module)) is lingers

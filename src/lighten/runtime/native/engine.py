@@ -63,7 +63,7 @@ class Job:
 class Engine:
     """Call with one array for each input, [n, ...]; returns one of float32 for each output. Thread-safe.
 
-    shapes: of the outputs, without the batch.
+    shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep.
     """
 
     def __init__(
@@ -74,11 +74,12 @@ class Engine:
         *,
         threads: int = 1,
         target: Target | None = None,
+        lingers: bool = True,
     ) -> None:
         assert len(shapes) == len(program.outputs)
         kernels, blob, target = Kernels(ir.Module()), Blob(), target or host_target()
         network = Network(kernels, blob, program, stored, target=target, threads=threads)
-        add_entry(kernels, network.stages, threads)
+        add_entry(kernels, network.stages, threads, lingers=lingers)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
         self.n_stages = len(network.stages)
         self._written = network.written

@@ -12,12 +12,13 @@ ENTRY = [POINTER] * 4 + [I64] * 3 + [POINTER, I64, POINTER]
 FLUSH_DENORMALS = 0x8040  # MXCSR: denormals-are-zero and flush-to-zero
 
 
-def add_entry(kernels: Kernels, stages: Sequence[Value], threads: int) -> None:
+def add_entry(kernels: Kernels, stages: Sequence[Value], threads: int, *, lingers: bool) -> None:
     """run(own, shared, constants, io, n_split, n, thread, cells, epoch, bell).
 
     Samples [0, n_split) are split among threads, each in the arena `own`; those in [n_split, n) are computed one after
     another by all threads in the arena `shared`. Cells stand at epoch when the call begins, and at `end_of` after it.
-    Thread 0, the caller's, rings the bell by adding 1; another one listens for the next ring when it has done its part.
+    Thread 0, the caller's, rings the bell by adding 1; another one listens for the next ring when it has done its part,
+    if it lingers.
     """
     function = ir.Function(kernels.module, ir.FunctionType(VOID, ENTRY), "run")
     code = Code(function)
@@ -43,8 +44,9 @@ def add_entry(kernels: Kernels, stages: Sequence[Value], threads: int) -> None:
         code.loop(n_split, n, sample, [first])
 
     _without_denormals(code, work)
-    with b.if_then(b.not_(is_caller)):
-        b.call(linger(kernels), [bell, heard])
+    if lingers:
+        with b.if_then(b.not_(is_caller)):
+            b.call(linger(kernels), [bell, heard])
     b.ret_void()
 
 
