@@ -1,9 +1,12 @@
 """The native backend: networks whose zeros are left out, compiled for this CPU when they are loaded.
 
 Files: ``plan.json`` (program.py) and ``weights.safetensors`` (stored.py). Both are data; see docs/sparse-engine.md.
+A model that the engine cannot compute alone has a ``parts.json`` (parts.py), and such files for each part of its own.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -11,9 +14,13 @@ from safetensors.numpy import load_file
 from lighten.errors import ArtifactError, require
 from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import Compiled, Description, only_options
+from lighten.runtime.native.parts import PARTS
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.stored import read_stored
 from lighten.runtime.spec import BATCH, TensorSpec
+
+if TYPE_CHECKING:
+    from lighten.runtime.native.engine import Engine
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 
@@ -26,23 +33,44 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
         outputs.
     """
     require("llvmlite", "native")
+    only_options(artifact, {})
+    if PARTS in artifact.files:
+        from lighten.runtime.native.mixed import load_mixed
+
+        return load_mixed(artifact, threads)
+    return load_engine(artifact.path, artifact.inputs, artifact.outputs, threads)
+
+
+def load_engine(
+    folder: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    threads: int,
+    *,
+    prefix: str = "",
+    lingers: bool = True,
+) -> "Engine":
+    """The program in folder, compiled. prefix: of the names of its files. lingers: see Engine.
+
+    Raises:
+        ArtifactError: the files hold no program for these inputs and outputs.
+    """
     from lighten.runtime.native.engine import Engine
 
-    only_options(artifact, {})
     try:
-        program = Program.from_json((artifact.path / PLAN).read_bytes())
-        arrays = load_file(artifact.path / WEIGHTS)
+        program = Program.from_json((folder / (prefix + PLAN)).read_bytes())
+        arrays = load_file(folder / (prefix + WEIGHTS))
     except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}.") from error
+        raise ArtifactError(f"Cannot load the native program in '{folder}': {error}.") from error
     try:
         tensors, stored = program.tensors, read_stored(program, arrays)
-        _must_match(artifact, "inputs", artifact.inputs, [(t.rows * t.height * t.width) for t in program.inputs])
+        _must_match(folder, "inputs", inputs, [(t.rows * t.height * t.width) for t in program.inputs])
         sizes = [tensors[at] for at in program.outputs]
-        _must_match(artifact, "outputs", artifact.outputs, [t.rows * t.height * t.width for t in sizes])
+        _must_match(folder, "outputs", outputs, [t.rows * t.height * t.width for t in sizes])
     except ArtifactError as error:
-        raise ArtifactError(f"Cannot load the native program in '{artifact.path}': {error}") from error
-    shapes: Any = [spec.shape[1:] for spec in artifact.outputs]
-    return Engine(program, stored, shapes, threads=threads)
+        raise ArtifactError(f"Cannot load the native program in '{folder}': {error}") from error
+    shapes: Any = [spec.shape[1:] for spec in outputs]
+    return Engine(program, stored, shapes, threads=threads, lingers=lingers)
 
 
 def describe() -> Description:
@@ -55,7 +83,7 @@ def describe() -> Description:
     return Description("native", require("llvmlite", "native").__version__, (llvm.get_host_cpu_name(),))
 
 
-def _must_match(artifact: Artifact, what: str, specs: tuple[TensorSpec, ...], sizes: list[int]) -> None:
+def _must_match(folder: Path, what: str, specs: Sequence[TensorSpec], sizes: list[int]) -> None:
     """Native code reads and writes arrays of these sizes, so the manifest must promise exactly them.
 
     Inputs may be integers, which become float32 in a call.
@@ -69,6 +97,6 @@ def _must_match(artifact: Artifact, what: str, specs: tuple[TensorSpec, ...], si
         found.append(size if spec.dtype in dtypes and spec.shape[:1] == (BATCH,) else 0)
     if found != sizes:
         raise ArtifactError(
-            f"The manifest of '{artifact.path}' lists the {what} {[spec.to_dict() for spec in specs]}, but its plan "
+            f"'{folder}' lists the {what} {[spec.to_dict() for spec in specs]}, but its plan "
             f"has {sizes} numbers a sample in them."
         )
