@@ -1,7 +1,7 @@
 """Lowering: from a captured module to the model files of a runtime."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ RUNTIMES = ("onnxruntime", "openvino", "torch", "native")
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """inputs, outputs: as a manifest lists them. write_files: puts the model files into a folder."""
+    """inputs, outputs: as a manifest lists them. write_files: puts the model files into a folder. notes: for the
+    manifest."""
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     write_files: Callable[[Path], None]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: str) -> Lowered:
@@ -35,8 +37,8 @@ def lower(captured: CapturedModule, example_inputs: tuple[Any, ...], runtime: st
         module, inputs, outputs = to_torch(captured, example_inputs)
         return Lowered(inputs=inputs, outputs=outputs, write_files=lambda folder: save_graph(module, folder))
     if runtime == "native":
-        write_files, inputs, outputs = to_native(captured, example_inputs)
-        return Lowered(inputs=inputs, outputs=outputs, write_files=write_files)
+        write_files, inputs, outputs, notes = to_native(captured, example_inputs)
+        return Lowered(inputs=inputs, outputs=outputs, write_files=write_files, notes=notes)
     proto = to_onnx(captured, example_inputs, standard=runtime != "onnxruntime")
     inputs, outputs = tensor_specs(proto)
 

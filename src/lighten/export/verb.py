@@ -78,7 +78,7 @@ def export(
                 f"up to {tolerance:g} is rounding. Nothing was written. "
                 + (FLOAT_ADVICE if tolerance == FLOAT_TOLERANCE else QUANTIZED_ADVICE)
             )
-        return write_artifact(Path(out_dir), notes=notes, **about)
+        return write_artifact(Path(out_dir), notes={**lowered.notes, **notes}, **about)
 
 
 def agreement(wanted: list[Tensor], got: Tensor | tuple[Tensor, ...]) -> dict[str, float]:

@@ -1,14 +1,18 @@
-"""From a module to the program of the native engine."""
+"""From a module to the program of the native engine, or to its parts where the engine cannot compute it alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
+from torch import fx
 
 from lighten.errors import CaptureError
 from lighten.export.native import operators, products
-from lighten.export.native.reader import Reader
+from lighten.export.native.divide import MEASURED, HandOver, Write
+from lighten.export.native.mixed import to_parts
+from lighten.export.native.reader import Reader, RefusalError
+from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
 from lighten.runtime.native import PLAN, WEIGHTS
@@ -17,21 +21,43 @@ from lighten.runtime.spec import TensorSpec
 
 
 def to_native(
-    captured: CapturedModule, example_inputs: tuple[Any, ...]
-) -> tuple[Callable[[Path], None], list[TensorSpec], list[TensorSpec]]:
-    """What writes the files of the program into a folder, and its inputs and outputs.
+    captured: CapturedModule, example_inputs: tuple[Any, ...], hand_over: HandOver = MEASURED
+) -> tuple[Callable[[Path], None], list[TensorSpec], list[TensorSpec], Mapping[str, Any]]:
+    """What writes the files of the program into a folder, its inputs and outputs, and notes for the manifest.
+
+    An operator that the engine does not have runs in ONNX Runtime, and the notes list the parts. hand_over: what it
+    costs to pass from one to the other.
 
     Raises:
-        CaptureError: an operator that the engine does not have, by name, or a batch axis that is not free.
+        CaptureError: an operator that the engine does not have, by name, where too little is left for the engine
+        without it; or a batch axis that is not free.
     """
     module, inputs, outputs = to_torch(captured, example_inputs)
     if not captured.batch_is_dynamic:
         raise CaptureError("The native engine needs a free batch axis, and this model's is fixed. Use onnxruntime.")
+    try:
+        write = read_program(module)
+    except RefusalError as refusal:
+        by_name = named_inputs(captured, example_inputs)
+        try:
+            write_files, notes = to_parts(module, [by_name[spec.name] for spec in inputs], read_program, hand_over)
+        except CaptureError as error:
+            raise CaptureError(f"{refusal} {error}") from error
+        return write_files, inputs, outputs, {"parts": notes}
+    return lambda folder: write(folder, ""), inputs, outputs, {}
+
+
+def read_program(module: fx.GraphModule) -> Write:
+    """What writes the program that module is.
+
+    Raises:
+        RefusalError: an operator that the engine does not have.
+    """
     reader = Reader(module, {**operators.HANDLERS, **products.HANDLERS})
     program = reader.read()
 
-    def write_files(folder: Path) -> None:
-        (folder / PLAN).write_text(program.to_json(), encoding="utf-8")
-        save_file(to_arrays(program, reader.build.stored, reader.build.grids), folder / WEIGHTS)
+    def write(folder: Path, prefix: str) -> None:
+        (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
+        save_file(to_arrays(program, reader.build.stored, reader.build.grids), folder / (prefix + WEIGHTS))
 
-    return write_files, inputs, outputs
+    return write

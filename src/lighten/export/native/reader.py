@@ -102,7 +102,7 @@ class Reader:
         if target in LIKE:
             args, kwargs = tree_map(lambda leaf: leaf.at if isinstance(leaf, Ids) else leaf, (args, kwargs))
             return target(*args, **kwargs).to(node.meta["val"].dtype)
-        must(target in self.handlers, "the engine does not have it; export to onnxruntime instead")
+        must(target in self.handlers, "the engine does not have it")
         results = tree_leaves(node.meta["val"])
         must(all(each.dtype == torch.float32 for each in results), "its result is no float32")
         given = arguments(node)
