@@ -40,6 +40,11 @@ THROUGHPUT = {
     "speedup": {"over": "onnxruntime, 4 threads", "value": 2.0, "ci95": [1.5, 2.5], "is_different": True},
 }
 
+PARTS = [
+    {"runtime": "native", "macs": 1234, "operators": {"aten.linear.default": 2}, "nodes": [], "why": {}},
+    {"runtime": "onnxruntime", "macs": 0, "operators": {"aten.sort.stable": 1}, "nodes": [], "why": {"no": ["sort"]}},
+]
+
 
 @pytest.fixture
 def task_file(tmp_path: Path) -> Path:
@@ -56,7 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def fake(model: Any, example_inputs: Any, out_dir: Path, **settings: Any) -> Any:
         seen.update(settings, inputs=example_inputs)
         notes = THROUGHPUT if settings["mode"] == "throughput" else LATENCY
-        return write_linear(out_dir, notes={"accelerate": notes})
+        return write_linear(out_dir, notes={"accelerate": notes, "parts": PARTS})
 
     monkeypatch.setattr(package, "accelerate", fake)
     return seen
@@ -81,6 +86,8 @@ def test_a_table_and_a_verdict(
     assert "1.00 (1.00 to ?)" in stderr
     assert "refused: torch compiled, 2 threads: there is no C++ compiler" in stderr
     assert "1.500 ms. Plain ONNX Runtime, which export writes, is the fastest already." in stderr
+    assert "part 0 on native: 2 operators, 1,234 multiplications by weights" in stderr
+    assert "part 1 on onnxruntime: 1 operators, 0 multiplications by weights; sort: no" in stderr
     assert "not steady: over 5 rounds and a first look onnxruntime, 2 threads took 1.000 to 1.800 ms" in stderr
 
 
@@ -100,6 +107,7 @@ def test_json_holds_every_trial(
     assert (code, asked["mode"]) == (0, "latency")
     data = json.loads(stdout)
     assert (data["artifact"], data["runtime"], len(data["trials"])) == (str(out), "onnxruntime", 2)
+    assert data["parts"] == PARTS
 
 
 def test_a_difference_is_claimed_only_where_it_is_shown() -> None:

@@ -125,7 +125,9 @@ def _written(way: Draft, lowered: Lowered | LightenError, plan: Plan | None, fol
             outputs=lowered.outputs,
             write_files=lowered.write_files,
             plan=plan,
+            notes=lowered.notes,
         )
     except LightenError as error:
         return Draft(way.name, way.runtime, way.options, None, str(error))
-    return Draft(way.name, way.runtime, way.options, artifact)
+    is_mixed = "parts" in artifact.notes
+    return Draft(f"{way.name} with onnxruntime" if is_mixed else way.name, way.runtime, way.options, artifact)

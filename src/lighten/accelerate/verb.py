@@ -245,5 +245,5 @@ def _copy(draft: Artifact, out_dir: Path, options: dict[str, Any], notes: dict[s
         outputs=draft.outputs,
         write_files=write_files,
         plan=draft.plan,
-        notes={"rms_difference": notes["difference"], "accelerate": notes},
+        notes={**draft.notes, "rms_difference": notes["difference"], "accelerate": notes},
     )

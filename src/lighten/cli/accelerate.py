@@ -31,6 +31,7 @@ def accelerate(
 ) -> None:
     """Try every runtime, thread count and memory layout, and write the fastest that computes what the model does."""
     from lighten.runtime.artifact import must_be_replaceable
+    from lighten.runtime.native.parts import sentences
     from lighten.task import load_task
 
     must_be_replaceable(out.absolute())  # before a task trains or downloads anything
@@ -47,14 +48,17 @@ def accelerate(
             on_progress=lambda doing: line.update(f"{loaded.name}: {doing}"),
         )
     if output is Format.JSON:
-        print_json({"artifact": str(artifact.path), "runtime": artifact.runtime, **artifact.notes["accelerate"]})
+        parts = artifact.notes.get("parts", [])
+        about = {"artifact": str(artifact.path), "runtime": artifact.runtime, "parts": parts}
+        print_json({**about, **artifact.notes["accelerate"]})
         return
     stderr.print(draw(artifact.notes["accelerate"]))
     for line_of_text in refusals(artifact.notes["accelerate"]):
         stderr.print(line_of_text, style="dim", markup=False, highlight=False, soft_wrap=True)
     for line_of_text in (verdict(artifact.notes["accelerate"]), *unsteadiness(artifact.notes["accelerate"])):
         stderr.print(line_of_text, markup=False, highlight=False, soft_wrap=True)
-    stderr.print(f"{artifact.path}: {described(artifact)}", markup=False, highlight=False, soft_wrap=True)
+    for line_of_text in (f"{artifact.path}: {described(artifact)}", *sentences(artifact.notes)):
+        stderr.print(line_of_text, markup=False, highlight=False, soft_wrap=True)
 
 
 def samples(task: Task, batch: int) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ from lighten.search.outcome import (
     environment,
     interval_data,
     measurement,
+    parts,
     shortfall,
     verdict,
 )
@@ -281,7 +282,10 @@ class _Run:
             "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
             "workers": self.workers.n,
             "lost_workers": self.workers.lost,
-            "environment": self.workers.at_target(environment, compressed.latency_ms.runtime, config.threads),
+            "environment": {
+                **self.workers.at_target(environment, compressed.latency_ms.runtime, config.threads),
+                **parts(_path(chosen)),
+            },
         }
 
     def _settle(self, study: Study | None) -> None:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ import torch
 from lighten.measurement import Measurement
 from lighten.metric import Interval, Scores
 from lighten.report.words import change
+from lighten.runtime.artifact import read_artifact
 from lighten.runtime.backends import backend
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import LatencySample, Ratio
+from lighten.runtime.native.parts import sentences
 from lighten.search.candidate import Candidate
 from lighten.search.choose import Budget, judged_drop, within
 
@@ -74,6 +77,12 @@ def environment(runtime: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "os": platform.platform(terse=True),
     }
+
+
+def parts(artifact: Path) -> dict[str, str]:
+    """Which part of its model runs where, and why, beside environment(); nothing of a model that is not in parts."""
+    lines = sentences(read_artifact(artifact).notes)
+    return {"parts": ". ".join(lines)} if lines else {}
 
 
 def verdict(

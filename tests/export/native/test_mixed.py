@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 pytest.importorskip("llvmlite")
 
 import lighten
+from lighten.accelerate.drafts import write_drafts
 from lighten.errors import CaptureError
 from lighten.export.native import read_program, to_native
 from lighten.export.native.divide import MEASURED, NOT_THE_BATCH, TOO_SMALL, Division, HandOver, Read, Write, divide
@@ -29,6 +30,8 @@ from lighten.export.torch import to_torch
 from lighten.export.verb import outputs_of
 from lighten.graph.capture import capture
 from lighten.runtime.artifact import write_artifact
+from lighten.runtime.native.parts import sentences
+from lighten.search.outcome import parts
 from tests.networks import build
 from tests.runtime.native.guarded import close, random
 
@@ -248,6 +251,11 @@ def test_export_lists_the_parts_and_why(tmp_path: Path) -> None:
     (lacking,) = (reason for reason, names in rest["why"].items() if "aten.topk.default" in names)
     assert lacking == "the engine does not have it"
     assert rest["why"][TOO_SMALL] == ["aten.linear.default"]
+    assert sentences(artifact.notes)[1].startswith(
+        "part 1 on onnxruntime: 2 operators, 15 multiplications by weights; "
+    )
+    assert f"aten.topk.default: {lacking}" in sentences(artifact.notes)[1]
+    assert parts(artifact.path)["parts"].count("part ") == 2
     names = {name for part in artifact.notes["parts"] for name in part["nodes"]}
     assert len(names) == sum(sum(part["operators"].values()) for part in artifact.notes["parts"])
 
@@ -277,7 +285,16 @@ def test_an_output_that_no_input_reaches_is_refused() -> None:
 def test_a_model_that_the_engine_can_compute_has_no_parts(tmp_path: Path) -> None:
     artifact = lighten.export(nn.Linear(4, 4), (random(0, 2, 4),), tmp_path / "out", runtime="native")
     assert set(artifact.files) == {"plan.json", "weights.safetensors"}
-    assert "parts" not in artifact.notes
+    assert sentences(artifact.notes) == []
+    assert parts(artifact.path) == {}
+
+
+def test_accelerate_says_which_way_is_in_parts(tmp_path: Path) -> None:
+    model, x = Ranked().eval(), random(0, 2, 8, 24, 24)
+    drafts = [draft for draft in write_drafts(capture(model, (x,)), (x,), None, tmp_path) if draft.runtime == "native"]
+    assert [draft.name for draft in drafts] == ["native with onnxruntime"]
+    assert drafts[0].artifact is not None
+    assert len(drafts[0].artifact.notes["parts"]) == 2
 
 
 def test_a_batch_that_moved_stays_in_one_runtime() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from lighten.errors import CaptureError
 from lighten.export.native.divide import HandOver, Read, Write, divide, macs_of
-from lighten.export.native.regions import Flow, Region
+from lighten.export.native.regions import Flow, Region, root
 from lighten.export.onnx import tensor_specs, to_onnx
 from lighten.export.torch import batch_symbols, spec_of
 from lighten.graph.count import macs_of_nodes, one_sample
@@ -87,14 +87,15 @@ def _onnx(flow: Flow, region: Region, inputs: Sequence[TensorSpec], made: Mappin
 def _note(runtime: str, region: Region, macs: int, refused: Mapping[fx.Node, str]) -> dict[str, Any]:
     """Plain data. macs: by weights, of one sample. operators: how many of each. nodes: of the graph. why: for each
     reason for which the engine has not got operators of ONNX Runtime's, which."""
+    computed = [node for node in region.nodes if root(node) is node]
     why: dict[str, dict[str, None]] = {}
-    for node in region.nodes:
+    for node in computed:
         if node in refused:
             why.setdefault(refused[node], {})[str(node.target)] = None
     return {
         "runtime": runtime,
         "macs": macs,
-        "operators": dict(Counter(str(node.target) for node in region.nodes)),
-        "nodes": [node.name for node in region.nodes],
+        "operators": dict(Counter(str(node.target) for node in computed)),
+        "nodes": [node.name for node in computed],
         "why": {reason: list(operators) for reason, operators in why.items()},
     }

@@ -73,6 +73,16 @@ class Parts:
         return cls(parts, tuple(spec.name for spec in made))
 
 
+def sentences(notes: Mapping[str, Any]) -> list[str]:
+    """A line for each part of a model, by the notes of its manifest; none for a model that is not in parts."""
+    lines = []
+    for i, part in enumerate(notes.get("parts", [])):
+        n_operators = sum(part["operators"].values())
+        what = f"part {i} on {part['runtime']}: {n_operators} operators, {part['macs']:,} multiplications by weights"
+        lines.append("; ".join([what, *(f"{', '.join(names)}: {why}" for why, names in part["why"].items())]))
+    return lines
+
+
 def _part(entry: Any, values: dict[str, TensorSpec]) -> Part:
     """The part, whose outputs are among values from then on."""
     given = _fields(entry, {"runtime", "inputs", "outputs"})
