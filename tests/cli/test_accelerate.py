@@ -41,8 +41,22 @@ THROUGHPUT = {
 }
 
 PARTS = [
-    {"runtime": "native", "macs": 1234, "operators": {"aten.linear.default": 2}, "nodes": [], "why": {}},
-    {"runtime": "onnxruntime", "macs": 0, "operators": {"aten.sort.stable": 1}, "nodes": [], "why": {"no": ["sort"]}},
+    {
+        "runtime": "native",
+        "macs": 1234,
+        "macs_by_zero": 1000,
+        "operators": {"aten.linear.default": 2},
+        "nodes": [],
+        "why": {},
+    },
+    {
+        "runtime": "onnxruntime",
+        "macs": 0,
+        "macs_by_zero": 0,
+        "operators": {"aten.sort.stable": 1},
+        "nodes": [],
+        "why": {"no": ["sort"]},
+    },
 ]
 
 
@@ -86,8 +100,8 @@ def test_a_table_and_a_verdict(
     assert "1.00 (1.00 to ?)" in stderr
     assert "refused: torch compiled, 2 threads: there is no C++ compiler" in stderr
     assert "1.500 ms. Plain ONNX Runtime, which export writes, is the fastest already." in stderr
-    assert "part 0 on native: 2 operators, 1,234 multiplications by weights" in stderr
-    assert "part 1 on onnxruntime: 1 operators, 0 multiplications by weights; sort: no" in stderr
+    assert "part 0 on native: 2 operators, 1,234 multiplications by weights, 1,000 of them by zero" in stderr
+    assert "part 1 on onnxruntime: 1 operators, 0 multiplications by weights, 0 of them by zero; sort: no" in stderr
     assert "not steady: over 5 rounds and a first look onnxruntime, 2 threads took 1.000 to 1.800 ms" in stderr
 
 

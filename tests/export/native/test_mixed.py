@@ -22,7 +22,7 @@ import lighten
 from lighten.accelerate.drafts import write_drafts
 from lighten.errors import CaptureError
 from lighten.export.native import read_program, to_native
-from lighten.export.native.divide import MEASURED, NOT_THE_BATCH, TOO_SMALL, Division, HandOver, Read, Write, divide
+from lighten.export.native.divide import MEASURED, NO_GAIN, NOT_THE_BATCH, Division, HandOver, Read, Write, divide
 from lighten.export.native.mixed import to_parts
 from lighten.export.native.reader import RefusalError
 from lighten.export.native.regions import Flow, n_numbers, root
@@ -63,9 +63,9 @@ def anything(module: fx.GraphModule) -> Write:
     return lambda folder, prefix: None
 
 
-def divided(flow: Flow, *lacking: Any, macs: dict[str, int] | None = None, hand_over: HandOver = FREE) -> Division:
-    """macs: by node, None = one each."""
-    work = {node: 1 if macs is None else macs.get(node.name, 0) for node in flow.nodes}
+def divided(flow: Flow, *lacking: Any, saved: dict[str, int] | None = None, hand_over: HandOver = FREE) -> Division:
+    """saved: by node, None = one each."""
+    work = {node: 1 if saved is None else saved.get(node.name, 0) for node in flow.nodes}
     return divide(flow, without(*lacking, read=anything), work, hand_over)
 
 
@@ -155,9 +155,7 @@ def test_items_stay_with_what_they_are_items_of() -> None:
     assert [node.target for node in last.nodes] == [aten.tanh.default, aten.add.Tensor]
 
 
-def test_a_region_with_too_little_work_joins_its_neighbours_the_smallest_first() -> None:
-    """Regions of the engine have work 5, 1, 2 and 9. At a cost of 2 the second goes, and the third with it or not as
-    that costs: once the second is gone they are between the same neighbours."""
+def test_regions_that_save_too_little_join_their_neighbours() -> None:
 
     class Chain(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -168,10 +166,10 @@ def test_a_region_with_too_little_work_joins_its_neighbours_the_smallest_first()
     flow = flow_of(Chain(), random(0, 2, 4))
     work = dict(zip([node.name for node in flow.nodes if node.target is aten.relu.default], (5, 1, 2, 9), strict=True))
     for cost, kept in ((0, [5, 1, 2, 9]), (1, [5, 2, 9]), (2, [5, 9]), (4, [5, 9]), (5, [9]), (9, [])):
-        division = divided(flow, aten.tanh.default, macs=work, hand_over=HandOver(macs=cost, macs_per_number=0))
+        division = divided(flow, aten.tanh.default, saved=work, hand_over=HandOver(macs=cost, macs_per_number=0))
         own = [sum(work[node.name] for node in region.nodes) for region in division.regions if region.is_native]
         assert own == kept
-        assert Counter(division.refused.values())[TOO_SMALL] == 4 - len(kept)
+        assert Counter(division.refused.values())[NO_GAIN] == 4 - len(kept)
 
 
 def test_handing_over_costs_by_the_numbers_that_pass() -> None:
@@ -250,14 +248,36 @@ def test_export_lists_the_parts_and_why(tmp_path: Path) -> None:
     assert rest["operators"]["aten.topk.default"] == rest["operators"]["aten.linear.default"] == 1
     (lacking,) = (reason for reason, names in rest["why"].items() if "aten.topk.default" in names)
     assert lacking == "the engine does not have it"
-    assert rest["why"][TOO_SMALL] == ["aten.linear.default"]
+    assert rest["why"][NO_GAIN] == ["aten.linear.default"]
     assert sentences(artifact.notes)[1].startswith(
-        "part 1 on onnxruntime: 2 operators, 15 multiplications by weights; "
+        "part 1 on onnxruntime: 2 operators, 15 multiplications by weights, 0 of them by zero; "
     )
     assert f"aten.topk.default: {lacking}" in sentences(artifact.notes)[1]
     assert parts(artifact.path)["parts"].count("part ") == 2
     names = {name for part in artifact.notes["parts"] for name in part["nodes"]}
     assert len(names) == sum(sum(part["operators"].values()) for part in artifact.notes["parts"])
+
+
+def test_zeros_decide_which_parts_are_the_engines(tmp_path: Path) -> None:
+    """Of three layers between what the engine lacks, two have zeros, one of those enough. Where none has, all are."""
+
+    class Layers(nn.Module):
+        def __init__(self, *densities: float) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in densities)
+            for layer, density in zip(self.layers, densities, strict=True):
+                layer.weight.data *= torch.arange(32 * 32).reshape(32, 32) >= (1 - density) * 32 * 32
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x).tanh()
+            return x
+
+    x, cost = random(0, 2, 32), HandOver(macs=200, macs_per_number=0)
+    for densities, own in (((1.0, 0.25, 0.875), [768]), ((1.0, 1.0, 1.0), [0, 0, 0])):
+        module = traced(Layers(*densities), x)
+        _, notes = to_parts(module, [x], without(aten.tanh.default), cost)
+        assert [note["macs_by_zero"] for note in notes if note["runtime"] == "native"] == own
 
 
 def test_too_little_work_and_no_weight_at_all_are_refused_by_name() -> None:

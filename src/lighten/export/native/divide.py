@@ -1,9 +1,9 @@
 """Divide: which part of a model the engine computes, where it cannot compute all of it.
 
 What the engine can do is asked of its reader, region by region: a node that it refuses goes to ONNX Runtime, the graph
-is divided anew, and so on until every region of the engine is read. A region goes there as well where all of its
-multiplications by weights, the most that zeros can save, take less time than passing its tensors from one runtime to
-the other; of several such regions the smallest first, since its neighbours may become one without it.
+is divided anew, and so on until every region of the engine is read. A region goes there as well where what it can save,
+its multiplications by zero, takes less time than passing its tensors from one runtime to the other; of several such
+regions the one that saves least first, since its neighbours may become one without it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from lighten.export.native.reader import RefusalError
 from lighten.export.native.regions import Flow, Region, n_numbers, root
 
 NOT_THE_BATCH = "its tensors cannot pass from one runtime to the other, since the first axis is not the batch"
-TOO_SMALL = "too few multiplications by weights around it for what passing tensors to the engine costs"
+NO_GAIN = "the engine would save less than passing tensors to it costs"
 
 Write = Callable[[Path, str], None]
 """Puts the files of a part into a folder, with that prefix before their names."""
@@ -54,25 +54,25 @@ class Division:
     refused: Mapping[fx.Node, str]
 
 
-def divide(flow: Flow, read: Read, macs: Mapping[fx.Node, int], hand_over: HandOver) -> Division:
-    """Regions of the engine, which it has read and which have more work than handing over costs; and the rest.
+def divide(flow: Flow, read: Read, saved: Mapping[fx.Node, int], hand_over: HandOver) -> Division:
+    """Regions of the engine, which it has read and in which it saves more than handing over costs; and the rest.
 
-    macs: multiply–accumulates by weights, of one sample, of the nodes that have any.
+    saved: multiply–accumulates of one sample, of the nodes that have any.
     """
     written: dict[Region, Write] = {}
     refused: dict[fx.Node, str] = {}
     while True:
         regions = flow.regions(refused)
         own = [region for region in regions if region.is_native]
-        more = _stuck(flow, regions) or _unread(flow, own, written, read) or _too_small(flow, own, macs, hand_over)
+        more = _stuck(flow, regions) or _unread(flow, own, written, read) or _no_gain(flow, own, saved, hand_over)
         if not more:
-            return Division(regions, written, refused)
+            return Division(regions, {region: written[region] for region in own}, refused)
         assert not more.keys() & refused.keys()
         refused |= more
 
 
-def macs_of(region: Region, macs: Mapping[fx.Node, int]) -> int:
-    """Multiply–accumulates by weights, of one sample."""
+def total(region: Region, macs: Mapping[fx.Node, int]) -> int:
+    """Over the nodes of region."""
     return sum(macs.get(node, 0) for node in region.nodes)
 
 
@@ -105,10 +105,10 @@ def _unread(flow: Flow, own: Sequence[Region], written: dict[Region, Write], rea
     return {}
 
 
-def _too_small(
-    flow: Flow, own: Sequence[Region], macs: Mapping[fx.Node, int], hand_over: HandOver
+def _no_gain(
+    flow: Flow, own: Sequence[Region], saved: Mapping[fx.Node, int], hand_over: HandOver
 ) -> dict[fx.Node, str]:
-    """The nodes of the region with the least work, if that is too little."""
-    small = [region for region in own if macs_of(region, macs) <= hand_over.cost(flow, region)]
-    least = min(small, key=lambda region: macs_of(region, macs), default=None)
-    return {} if least is None else dict.fromkeys(least.nodes, TOO_SMALL)
+    """The nodes of the region that saves least, if that is too little."""
+    small = [region for region in own if total(region, saved) <= hand_over.cost(flow, region)]
+    least = min(small, key=lambda region: total(region, saved), default=None)
+    return {} if least is None else dict.fromkeys(least.nodes, NO_GAIN)

@@ -1,4 +1,8 @@
-"""A model that the engine cannot compute alone, lowered in parts: its own, and those of ONNX Runtime between them."""
+"""A model that the engine cannot compute alone, lowered in parts: its own, and those of ONNX Runtime between them.
+
+What zeros save decides which parts are the engine's. Where they save nothing anywhere, as in a model that is still to
+be pruned, they are those in which zeros could, so that it can be measured what such a model costs before.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from lighten.errors import CaptureError
-from lighten.export.native.divide import HandOver, Read, Write, divide, macs_of
+from lighten.export.native.divide import HandOver, Read, Write, divide, total
 from lighten.export.native.regions import Flow, Region, root
 from lighten.export.onnx import tensor_specs, to_onnx
 from lighten.export.torch import batch_symbols, spec_of
@@ -32,14 +36,17 @@ def to_parts(
     flow, values = Flow(module), one_sample(tuple(inputs))
     if alone := [node.name for node in flow.returned if node not in (*flow.inputs, *flow.nodes)]:
         raise CaptureError(f"Its outputs {alone} do not depend on its inputs.")
-    macs = {node: n for node, n in macs_of_nodes(module, values).items() if flow.has_weight(node)}
-    division = divide(flow, read, macs, hand_over)
-    if not any(region.is_native for region in division.regions):
+    made, symbols = _values(module, values), batch_symbols(flow.inputs)
+    macs = {node: n for node, n in macs_of_nodes(module, values).items() if flow.weights(node)}
+    by_zero = {node: round(n * _zeros([made[weight] for weight in flow.weights(node)])) for node, n in macs.items()}
+    division = divide(flow, read, by_zero, hand_over)
+    if not division.written:
+        division = divide(flow, read, macs, hand_over)
+    if not division.written:
         raise CaptureError(
             f"Without it, no part of the model has so many multiplications by weights, {sum(macs.values())} in all, "
             "that the engine could gain what passing tensors to it costs. Export to onnxruntime."
         )
-    made, symbols = _values(module, values), batch_symbols(flow.inputs)
     parts, writes, notes = [], [], []
     for region in division.regions:
         runtime = NATIVE if region.is_native else ONNXRUNTIME
@@ -49,7 +56,7 @@ def to_parts(
         is_own = region in division.written
         parts.append(Part(runtime=runtime, inputs=takes, outputs=makes))
         writes.append(division.written[region] if is_own else _onnx(flow, region, takes, made))
-        notes.append(_note(runtime, region, macs_of(region, macs), division.refused))
+        notes.append(_note(runtime, region, total(region, macs), total(region, by_zero), division.refused))
     whole = Parts(tuple(parts), tuple(node.name for node in flow.returned))
 
     def write_files(folder: Path) -> None:
@@ -58,6 +65,11 @@ def to_parts(
             write(folder, prefix(at))
 
     return write_files, notes
+
+
+def _zeros(weights: Sequence[Tensor]) -> float:
+    """The share of zeros."""
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Mapping[fx.Node, Any]:
@@ -84,9 +96,9 @@ def _onnx(flow: Flow, region: Region, inputs: Sequence[TensorSpec], made: Mappin
     return write
 
 
-def _note(runtime: str, region: Region, macs: int, refused: Mapping[fx.Node, str]) -> dict[str, Any]:
-    """Plain data. macs: by weights, of one sample. operators: how many of each. nodes: of the graph. why: for each
-    reason for which the engine has not got operators of ONNX Runtime's, which."""
+def _note(runtime: str, region: Region, macs: int, by_zero: int, refused: Mapping[fx.Node, str]) -> dict[str, Any]:
+    """Plain data. macs, by_zero: by weights and by those that are zero, of one sample. operators: how many of each.
+    nodes: of the graph. why: for each reason for which the engine has not got operators of ONNX Runtime's, which."""
     computed = [node for node in region.nodes if root(node) is node]
     why: dict[str, dict[str, None]] = {}
     for node in computed:
@@ -95,6 +107,7 @@ def _note(runtime: str, region: Region, macs: int, refused: Mapping[fx.Node, str
     return {
         "runtime": runtime,
         "macs": macs,
+        "macs_by_zero": by_zero,
         "operators": dict(Counter(str(node.target) for node in computed)),
         "nodes": [node.name for node in computed],
         "why": {reason: list(operators) for reason, operators in why.items()},

@@ -91,10 +91,10 @@ class Flow:
         graph.output(tuple(places[node] for node in region.outputs))
         return fx.GraphModule(self.module, graph), {copy: node for node, copy in places.items()}
 
-    def has_weight(self, node: fx.Node) -> bool:
-        """Whether node reads a matrix that no input reaches."""
-        constants = [read.meta.get("val") for read in node.all_input_nodes if read not in self._bound]
-        return any(isinstance(value, Tensor) and value.ndim > 1 for value in constants)
+    def weights(self, node: fx.Node) -> list[fx.Node]:
+        """The matrices that node reads and no input reaches."""
+        constants = [read for read in node.all_input_nodes if read not in self._bound]
+        return [each for each in constants if isinstance(each.meta.get("val"), Tensor) and each.meta["val"].ndim > 1]
 
     def read_later(self, region: Region) -> list[fx.Node]:
         """The nodes of region that others read."""

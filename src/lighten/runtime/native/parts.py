@@ -77,9 +77,10 @@ def sentences(notes: Mapping[str, Any]) -> list[str]:
     """A line for each part of a model, by the notes of its manifest; none for a model that is not in parts."""
     lines = []
     for i, part in enumerate(notes.get("parts", [])):
-        n_operators = sum(part["operators"].values())
-        what = f"part {i} on {part['runtime']}: {n_operators} operators, {part['macs']:,} multiplications by weights"
-        lines.append("; ".join([what, *(f"{', '.join(names)}: {why}" for why, names in part["why"].items())]))
+        n_operators, macs, by_zero = sum(part["operators"].values()), part["macs"], part["macs_by_zero"]
+        what = f"{n_operators} operators, {macs:,} multiplications by weights, {by_zero:,} of them by zero"
+        why = [f"{', '.join(names)}: {reason}" for reason, names in part["why"].items()]
+        lines.append("; ".join([f"part {i} on {part['runtime']}: {what}", *why]))
     return lines
 
 
