@@ -1,6 +1,7 @@
 """The networks that benchmarks run besides the built-in ones: written plainly, with random weights.
 
-Sources: those of lighten.tasks.networks; Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2).
+Sources: those of lighten.tasks.networks; Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2);
+Shi et al., "An End-to-End Trainable Neural Network for Image-based Sequence Recognition" (CRNN).
 All are smaller than the originals, so that a benchmark takes minutes on two cores.
 """
 
@@ -21,6 +22,29 @@ def mobilenet() -> MobileNetV2:
 def vit() -> ViT:
     """Logits [n, 100] of x [n, 3, 64, 64]: 64 patches and a class token, 4 blocks of width 128."""
     return ViT(3, 64, 8, width=128, n_classes=100)
+
+
+class CRNN(nn.Module):
+    """A reader of text lines: characters [n, 32, 80] of images x [n, 1, 32, 128]. Convolutions, then an LSTM along the
+    line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        windows: list[tuple[int, int, int | tuple[int, int]]] = [
+            *((1, 64, 2), (64, 128, 2), (128, 256, (2, 1)), (256, 256, (2, 1)))
+        ]
+        self.cnn = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(window))
+                for a, b, window in windows
+            )
+        )
+        self.rnn, self.fc = nn.LSTM(512, 128, batch_first=True, bidirectional=True), nn.Linear(256, 80)
+
+    def forward(self, x: Tensor) -> Tensor:
+        along = self.cnn(x).permute(0, 3, 1, 2).flatten(2)  # [n, 32, 512]
+        logits: Tensor = self.fc(self.rnn(along)[0])
+        return logits
 
 
 class GPT(nn.Module):

@@ -26,7 +26,7 @@ from lighten.runtime.artifact import write_artifact
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import measure_latency, ratio_interval
 from lighten.tasks.networks import ResNet20, SeedNet
-from networks import mobilenet, settle_, vit
+from networks import CRNN, mobilenet, settle_, vit
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv64": (lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
@@ -37,6 +37,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet20-wide": (lambda: ResNet20(3, (64, 128, 256)), (3, 32, 32)),
     "mobilenet": (mobilenet, (3, 128, 128)),
     "vit": (vit, (3, 64, 64)),
+    "crnn": (CRNN, (1, 32, 128)),  # its LSTM runs in ONNX Runtime
 }
 
 
