@@ -298,8 +298,45 @@ def test_an_output_that_no_input_reaches_is_refused() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return Sort()(x), torch.ones(3) * 2
 
-    with pytest.raises(CaptureError, match="do not depend on its inputs"):
+    with pytest.raises(CaptureError, match=r"sort.*do not depend on its inputs"):
         to_native(capture(Fixed(), (random(0, 2, 4),)), (random(0, 2, 4),))
+
+
+def test_an_input_without_a_batch_is_refused() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, by: Tensor) -> Tensor:
+            return Sort()(x) * by
+
+    inputs = random(0, 2, 4), torch.tensor(2.0)
+    with pytest.raises(CaptureError, match=r"inputs \['by'\] have no batch"):
+        to_native(capture(Scaled(), inputs), inputs)
+
+
+def test_a_model_with_quantized_activations_stays_whole() -> None:
+    model, x = nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3)).eval(), random(0, 2, 8, 32, 32)
+    quantized = lighten.quantize(model, "w8a8", calibration=[x])
+    with pytest.raises(CaptureError, match="it is quantized"):
+        to_native(capture(quantized, (x,)), (x,))
+
+
+def test_weights_that_are_quantized_alone_run_in_parts(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64)).eval(), random(0, 2, 8)
+    quantized = lighten.quantize(model, "w4", example_inputs=(x,))
+    run, notes = parts_of(quantized, (x,), tmp_path / "out", aten.tanh.default)
+    close(run(x), quantized(x).detach())
+    assert [note["runtime"] for note in notes] == ["native", "onnxruntime", "native"]
+
+
+def test_inputs_that_never_meet_have_one_batch() -> None:
+    class Towers(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return a.relu().tanh().reshape(a.shape[0], 2, 2), b.relu().tanh().reshape(b.shape[0], 2, 2)
+
+    flow = flow_of(Towers(), random(0, 2, 4), random(1, 2, 4))
+    assert len(flow.batch) == 2
+    division = divided(flow, aten.tanh.default)
+    assert [len(region.nodes) for region in division.regions] == [2, 2, 2]
+    assert len(division.written) == 2
 
 
 def test_a_model_that_the_engine_can_compute_has_no_parts(tmp_path: Path) -> None:

@@ -34,8 +34,7 @@ def to_parts(
         CaptureError: no part has work enough for the engine, or ONNX Runtime cannot compute one of the others.
     """
     flow, values = Flow(module), one_sample(tuple(inputs))
-    if alone := [node.name for node in flow.returned if node not in (*flow.inputs, *flow.nodes)]:
-        raise CaptureError(f"Its outputs {alone} do not depend on its inputs.")
+    _must_be_divisible(flow)
     made, symbols = _values(module, values), batch_symbols(flow.inputs)
     macs = {node: n for node, n in macs_of_nodes(module, values).items() if flow.weights(node)}
     by_zero = {node: round(n * _zeros([made[weight] for weight in flow.weights(node)])) for node, n in macs.items()}
@@ -65,6 +64,19 @@ def to_parts(
             write(folder, prefix(at))
 
     return write_files, notes
+
+
+def _must_be_divisible(flow: Flow) -> None:
+    """Raises CaptureError: it is not a model that can be divided."""
+    if alone := [node.name for node in flow.returned if node not in (*flow.inputs, *flow.nodes)]:
+        raise CaptureError(f"In parts it cannot run, for its outputs {alone} do not depend on its inputs.")
+    if single := [node.name for node in flow.inputs if not flow.can_pass(node)]:
+        raise CaptureError(f"In parts it cannot run, for its inputs {single} have no batch.")
+    if any(str(node.target).startswith("lighten.") for node in flow.nodes):
+        raise CaptureError(
+            "In parts it would be slow, for it is quantized, and ONNX Runtime computes with integers only where what "
+            "quantizes and what reads it are in one model. Export to onnxruntime."
+        )
 
 
 def _zeros(weights: Sequence[Tensor]) -> float:

@@ -42,7 +42,8 @@ class Flow:
         returned: Any = last.args[0]
         self.returned: tuple[fx.Node, ...] = tuple(returned)
         self.inputs = tuple(node for node in nodes if node.op == "placeholder")
-        self.batch = str(next(node.meta["val"].shape[0] for node in self.inputs if node.meta["val"].ndim))
+        # Inputs that never meet have a name each for the number of samples, which is the same.
+        self.batch = {str(node.meta["val"].shape[0]) for node in self.inputs if node.meta["val"].ndim}
         needed = set(self.returned)
         for node in reversed(nodes):
             needed |= set(node.all_input_nodes) if node in needed else set()
@@ -67,7 +68,7 @@ class Flow:
         if not isinstance(value, Tensor) or not value.ndim:
             return False
         batch, *shape = value.shape
-        return str(batch) == self.batch and all(isinstance(size, int) for size in shape)
+        return str(batch) in self.batch and all(isinstance(size, int) for size in shape)
 
     def module_of(self, region: Region) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
         """What region computes, as a module of its own; and which node each node of its graph is a copy of."""
@@ -122,7 +123,7 @@ class Flow:
 
     def _is_batch(self, node: fx.Node) -> bool:
         """Whether node is the number of samples, which is at hand wherever a tensor is."""
-        return node.target is SIZE and str(node.meta["val"]) == self.batch
+        return node.target is SIZE and str(node.meta["val"]) in self.batch
 
 
 def root(node: fx.Node) -> fx.Node:
