@@ -186,6 +186,34 @@ def test_queries_keys_and_values_are_read_where_they_lie(tmp_path: Path) -> None
     assert kinds == "gather conv matmul softmax matmul conv elements norm conv conv norm gather"
 
 
+def test_a_single_number_a_sample_is_an_output_too(tmp_path: Path) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)[:, 1]
+
+    model, x = One().eval(), torch.randn(3, 4)
+    lighten.export(model, (x,), tmp_path / "out", runtime="native")
+    close(lighten.load(tmp_path / "out")(x), model(x).detach())
+
+
+def test_numbers_that_the_input_chooses_are_refused() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(9, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table[x]
+
+    x = torch.randint(0, 9, (2, 5))
+    with pytest.raises(CaptureError, match=r"aten.index.Tensor"):
+        to_native(capture(Table(), (x,)), (x,))
+
+
 def test_what_attention_lacks_is_refused() -> None:
     class Masked(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

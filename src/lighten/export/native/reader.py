@@ -69,7 +69,7 @@ class Reader:
         for node in nodes:
             try:
                 self._node(node)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, IndexError) as error:  # ids are no indices
                 raise RefusalError(node, str(error).splitlines()[0]) from error
             for read in node.all_input_nodes:
                 if last_reader[read] is node and last not in read.users:
@@ -142,7 +142,7 @@ class Reader:
             value = self.ids(self.values.get(node))
             sample = one_sample(value, FIRST)[0]
             whole = self.build.whole(sample)
-            return self.build.lay(sample.reshape(len(sample), -1)) if whole is None else whole
+            return self.build.lay(sample.reshape((*sample.shape, 1)[0], -1)) if whole is None else whole
         except ValueError as error:
             raise RefusalError(node, str(error)) from error
 
