@@ -152,17 +152,26 @@ def test_files_that_are_not_the_parts_are_refused(tmp_path: Path) -> None:
 def test_a_tensor_that_is_not_what_was_promised_never_reaches_native_code(tmp_path: Path) -> None:
     """The model makes one number a sample where the engine would read two."""
     run = load(write_two_parts(tmp_path / "short", model=linear(WEIGHT[:, :1])).path)
-    with pytest.raises(ArtifactError, match=r"Part 0 made another tensor than it promises.*\[4, 1\]"):
+    with pytest.raises(ArtifactError, match=r"'middle' is float32 \[4, 1\] and not float32 \[4, 2\]"):
         run(samples(4))
+
+
+@pytest.mark.parametrize("wrong", [samples(3)[:, :2], samples(2)[:, :2].astype("float64"), samples(2)[:, :1]])
+def test_every_tensor_that_passes_is_of_the_calls_batch(wrong: Array) -> None:
+    part = Part(runtime=ONNXRUNTIME, inputs=(IN,), outputs=(MIDDLE,))
+    with pytest.raises(ArtifactError, match="another tensor than it promises"):
+        Mixed([IN], Parts((part,), ("middle",)), [lambda arrays: [wrong]])([samples(2)])
+    with pytest.raises(ArtifactError, match="has a batch"):
+        Mixed([TensorSpec("x", "float32", (3,))], Parts((part,), ("middle",)), [lambda arrays: [wrong]])
 
 
 def test_what_is_returned_is_the_callers_own() -> None:
     """An output may be an input, or another output as well."""
     part = Part(runtime=ONNXRUNTIME, inputs=(IN,), outputs=(MIDDLE,))
-    made = samples(2)
-    run = Mixed(["x"], Parts((part,), ("x", "middle", "middle")), [lambda arrays: [made]])
+    made = samples(2)[:, :2].copy()
+    run = Mixed([IN], Parts((part,), ("x", "middle", "middle")), [lambda arrays: [made]])
     x = samples(2)
     outputs = run([x])
     for i, one in enumerate(outputs):
-        np.testing.assert_array_equal(one, x)
+        np.testing.assert_array_equal(one, x if i == 0 else made)
         assert not any(np.shares_memory(one, other) for other in (x, *outputs[:i]))
