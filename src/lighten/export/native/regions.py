@@ -116,6 +116,7 @@ class Flow:
     def _region(self, turn: int, turns: dict[fx.Node, int]) -> Region:
         nodes = tuple(node for node in self.nodes if turns[node] == turn)
         reads = dict.fromkeys(read for node in nodes for read in node.all_input_nodes if turns.get(read, turn) != turn)
+        # Inputs are there from the beginning: they have the first turn too, and are read in it all the same.
         given = [read for read in self.inputs if turn == 0 and any(user in nodes for user in read.users)]
         region = Region(turn, nodes, (*given, *reads), ())
         later = self.read_later(region)
