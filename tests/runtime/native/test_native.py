@@ -69,6 +69,17 @@ def test_any_convolution_is_the_modules(
     close(run(program, Stored({"w": packed}), x, tuple(wanted.shape[1:]), lanes, (1, threads)), wanted)
 
 
+@pytest.mark.parametrize("width", [1, 5, 16, 18])
+def test_margins_after_the_last_line_are_zeros(width: int) -> None:
+    """Of one line, whose last vector may end beyond its places, written by one product and read by the next."""
+    x, weight, bias = torch.randn(2, 3, 1, width), torch.randn(3, 3, 3, 3), torch.ones(3)
+    window = {"kernel": (3, 3), "padding": (1, 1)}
+    ops = tuple(Conv(inputs=(i,), weight="w", rows=3, block=1, **window) for i in range(2))  # type: ignore[arg-type]
+    stored = Stored({"w": pack(weight.numpy(), bias.numpy(), 1)})
+    wanted = F.conv2d(F.conv2d(x, weight, bias, padding=1), weight, bias, padding=1)
+    close(run(Program((Sizes(3, 1, width),), ops, (2,)), stored, x, (3, 1, width)), wanted)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     mode=st.sampled_from(["max", "mean"]),

@@ -204,7 +204,7 @@ class Network:
         reads = [source, other] if residual else [source]
         (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
         shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act, "is_max": is_max}
-        shape |= {"residual": residual is not None, "masked": _is_masked(out)}
+        shape |= {"residual": residual is not None, "masked": self._is_masked(out)}
         blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
         for v, columns, counts in self._tiles([0, vectors] if by_blocks else cuts, block, self.target):
             ends = [self._i(0), self._i(counts[-1])] if by_blocks else self._range(counts)
@@ -255,21 +255,21 @@ class Network:
                 self._at(out, done * out.row_stride),
             ]
             for v, columns, (_, n_tiles) in self._tiles([0, vectors], r, target):
-                kernel = matmul(self.kernels, r=r, v=v, lanes=target.lanes, masked=_is_masked(out))
+                kernel = matmul(self.kernels, r=r, v=v, lanes=target.lanes, masked=self._is_masked(out))
                 ends = [*items, self._i(0), self._i(n_tiles)]
                 self._call(kernel, [*bases, self._mask(out), columns, scale, *map(self._i, sizes), *ends])
 
     def _softmax(self, op: Softmax, x: Place, out: Place) -> None:
         sizes = (op.groups, out.tensor.rows // op.groups, x.row_stride, out.row_stride)
         for v, columns, ends, target in self._by_columns([x], out, EXP):
-            kernel = softmax(self.kernels, v=v, lanes=target.lanes, masked=_is_masked(out))
+            kernel = softmax(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out))
             self._call(kernel, [self._at(x), self._at(out), self._mask(out), columns, *map(self._i, sizes), *ends])
 
     def _norm(self, op: Norm, inputs: Sequence[Place], out: Place) -> None:
         x, scale, shift = inputs
         sizes = (out.tensor.rows, x.row_stride, out.row_stride, scale.row_stride, shift.row_stride)
         for v, columns, ends, target in self._by_columns(inputs, out, STORING):
-            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=_is_masked(out))
+            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out))
             pointers = [self._at(place) for place in (x, out, scale, shift)]
             eps = ir.Constant(F32, op.eps)
             self._call(kernel, [*pointers, self._mask(out), columns, eps, *map(self._i, sizes), *ends])
@@ -308,7 +308,7 @@ class Network:
         else:
             vectors, strides = -(-out.columns // lanes), (a.row_stride, b.row_stride, out.row_stride)
             n_rows = rows
-            masked = _is_masked(out)
+            masked = self._is_masked(out)
             kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=is_spread, masked=masked)
         (cuts,) = self._begin([a, b], out, np.full(n_rows, STORING * vectors))
         sizes = [self._i(each) for each in (vectors, *strides)]
@@ -396,6 +396,10 @@ class Network:
     def _const(self, array: Array) -> Value:
         return self.code.at(self.constants, self._i(self.blob.add(array)), of=I8)
 
+    def _is_masked(self, out: Place) -> bool:
+        """Whether vectors reach into margins, which have to be written as zeros: between lines, or after the last."""
+        return out.clean and not (out.is_solid and out.columns % self.target.lanes == 0)
+
     def _mask(self, place: Place) -> Value:
         length = _up(place.columns, self.target.lanes)
         key = (place.pitch, place.tensor.height, place.tensor.width)
@@ -414,11 +418,6 @@ class Network:
 
     def _call(self, kernel: Value, args: Sequence[Value]) -> None:
         self.code.b.call(kernel, args)
-
-
-def _is_masked(out: Place) -> bool:
-    """Whether what falls on margins has to be written as zeros."""
-    return out.clean and not out.is_solid
 
 
 def _copying(axes: Axes) -> Array:
