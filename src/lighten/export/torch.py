@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from lighten.runtime.spec import BATCH, TensorSpec
 
 
 def to_torch(
-    captured: CapturedModule, example_inputs: tuple[Any, ...]
+    captured: CapturedModule, example_inputs: tuple[Any, ...], decompositions: Mapping[Any, Any] | None = None
 ) -> tuple[fx.GraphModule, list[TensorSpec], list[TensorSpec]]:
     """The computation in eval mode, batch norm folded, as a graph for save_graph; and its inputs and outputs.
 
-    Inputs are named as in forward(), outputs output, output_1, …; numbers and None among them became constants.
+    decompositions: how torch.export takes apart the operators that the graph is to be without. Inputs are named as in
+    forward(), outputs output, output_1, …; numbers and None among them became constants.
 
     Raises:
         CaptureError: the graph cannot be made free of in-place operators, or a tensor has a type that no array has.
@@ -29,7 +30,7 @@ def to_torch(
     fold_batch_norm_(captured)
     _drop_dropout_(captured)
     captured.requires_grad_(False)
-    module = _without_writes(captured, example_inputs)
+    module = _without_writes(captured, example_inputs, decompositions or {})
     for node in reversed(module.graph.nodes):  # the checks of inputs before the inputs
         if node.op == "call_module" or (node.op == "placeholder" and not _is_tensor(node)):
             if node.users:
@@ -56,7 +57,9 @@ def _drop_dropout_(captured: CapturedModule) -> None:
     captured.recompile()
 
 
-def _without_writes(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> fx.GraphModule:
+def _without_writes(
+    captured: CapturedModule, example_inputs: tuple[Any, ...], decompositions: Mapping[Any, Any]
+) -> fx.GraphModule:
     """captured, with writes into views as pure operators: torch.export calls that a decomposition, even of nothing."""
     inputs, dynamic_shapes = example_inputs, None
     if captured.batch_is_dynamic:
@@ -66,7 +69,9 @@ def _without_writes(captured: CapturedModule, example_inputs: tuple[Any, ...]) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(captured, inputs, dynamic_shapes=dynamic_shapes).run_decompositions({})
+            program = torch.export.export(captured, inputs, dynamic_shapes=dynamic_shapes).run_decompositions(
+                dict(decompositions)
+            )
             module = program.module()
     except Exception as error:
         said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

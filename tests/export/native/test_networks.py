@@ -215,15 +215,15 @@ def test_numbers_that_the_input_chooses_are_refused() -> None:
 
 
 def test_what_attention_lacks_is_refused() -> None:
-    class Masked(nn.Module):
+    class Dropped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :1] > 0)
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
 
     class Mixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.softmax(0)
 
-    for model, reason in ((Masked(), "aten.gt"), (Mixed(), "softmax.*batch")):
+    for model, reason in ((Dropped(), "dropout_p=0.5"), (Mixed(), "softmax.*batch")):
         x = torch.randn(2, 5, 4)
         with pytest.raises(CaptureError, match=reason):
             to_native(capture(model, (x,)), (x,))

@@ -86,9 +86,10 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1e-3), equal_nan=True)
 
 
-def written(model: nn.Module, x: Tensor, folder: Path) -> tuple[Program, Stored]:
+def written(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], folder: Path) -> tuple[Program, Stored]:
     """What an artifact of the model holds, read again."""
-    write_files, *_ = to_native(capture(model, (x,)), (x,))
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    write_files, *_ = to_native(capture(model, inputs), inputs)
     write_files(folder)
     program = Program.from_json((folder / "plan.json").read_bytes())
     return program, read_stored(program, load_file(folder / "weights.safetensors"))

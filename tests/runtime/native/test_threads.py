@@ -20,7 +20,7 @@ from lighten.runtime.native.engine import Engine, Job
 from lighten.runtime.native.jit import host_target
 from lighten.runtime.native.pace import PERIOD, TRIES, Pace
 from lighten.runtime.native.packed import Array, pack
-from lighten.runtime.native.program import Conv, Elements, Mean, Pool, Program
+from lighten.runtime.native.program import Conv, Elements, Pool, Program, Reduce
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.schedule import Access, Target, cut, tilings
 from lighten.runtime.native.stored import Stored
@@ -39,7 +39,7 @@ def shared(threads: int, *, lingers: bool = True) -> Engine:
         Conv(inputs=(1, 1), weight="b", rows=8, block=4, **same),
         Pool(inputs=(2,), mode="max", kernel=(2, 2), stride=(2, 2)),
         Elements(inputs=(3,), act="silu"),
-        Mean(inputs=(4,)),
+        Reduce(inputs=(4,)),
         Conv(inputs=(5,), weight="c", rows=10, block=1),
     )
     host = host_target()
@@ -155,7 +155,7 @@ def test_a_forked_process_shares_a_sample_too() -> None:
 
 def test_a_small_network_is_not_shared() -> None:
     host = host_target()
-    program = Program((Sizes(1, 4, 4),), (Mean(inputs=(0,)),), (1,))
+    program = Program((Sizes(1, 4, 4),), (Reduce(inputs=(0,)),), (1,))
     engine = Engine(program, Stored(), [(1,)], threads=2, target=host)
     assert engine.pace is None
     assert engine.n_stages == 1

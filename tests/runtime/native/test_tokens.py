@@ -18,9 +18,9 @@ from lighten.runtime.native.program import (
     Embedding,
     Gather,
     Matmul,
-    Mean,
     Norm,
     Program,
+    Reduce,
     Softmax,
 )
 from lighten.runtime.native.program import Tensor as Sizes
@@ -147,7 +147,7 @@ def token_plan() -> tuple[Program, Stored]:
         Matmul(inputs=(8, 6), starts=(0, 12), groups=2, depth=5, size=3, across=True, scale=1.0),
         Conv(inputs=(9, 2), weight="out", rows=6, block=1),
         Gather(inputs=(10, 3), array="moved", rows=5, height=1, width=2),
-        Mean(inputs=(11,)),
+        Reduce(inputs=(11,)),
         Embedding(inputs=(12,), table="table", entries=3, rows=2),
     )
     weights = {

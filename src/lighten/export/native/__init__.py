@@ -4,20 +4,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.numpy import save_file
 from torch import fx
 
 from lighten.errors import CaptureError
-from lighten.export.native import operators, products
+from lighten.export.native import axes, operators, products
 from lighten.export.native.divide import MEASURED, HandOver, Write
 from lighten.export.native.mixed import to_parts
-from lighten.export.native.reader import Reader, RefusalError
+from lighten.export.native.reader import LIKE, MOVES, Reader, RefusalError
 from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
 from lighten.runtime.native import PLAN, WEIGHTS
 from lighten.runtime.native.stored import to_arrays
 from lighten.runtime.spec import TensorSpec
+
+HANDLERS = {**operators.HANDLERS, **axes.HANDLERS, **products.HANDLERS}
 
 
 def to_native(
@@ -32,7 +35,7 @@ def to_native(
         CaptureError: an operator that the engine does not have, by name, where too little is left for the engine
         without it; or a batch axis that is not free.
     """
-    module, inputs, outputs = to_torch(captured, example_inputs)
+    module, inputs, outputs = to_torch(captured, example_inputs, other_decompositions({*HANDLERS, *MOVES, *LIKE}))
     if not captured.batch_is_dynamic:
         raise CaptureError("The native engine needs a free batch axis, and this model's is fixed. Use onnxruntime.")
     try:
@@ -53,7 +56,7 @@ def read_program(module: fx.GraphModule) -> Write:
     Raises:
         RefusalError: an operator that the engine does not have.
     """
-    reader = Reader(module, {**operators.HANDLERS, **products.HANDLERS})
+    reader = Reader(module, HANDLERS)
     program = reader.read()
 
     def write(folder: Path, prefix: str) -> None:
@@ -61,3 +64,12 @@ def read_program(module: fx.GraphModule) -> Write:
         save_file(to_arrays(program, reader.build.stored, reader.build.grids), folder / (prefix + WEIGHTS))
 
     return write
+
+
+def other_decompositions(known: set[Any]) -> dict[Any, Any]:
+    """How torch takes apart the operators that are not known, down to its core set."""
+    table = torch.export.default_decompositions()
+    for operator in known:
+        if isinstance(operator, torch._ops.OpOverload):
+            table.pop(operator, None)
+    return dict(table)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lighten.export.native.ids import CONSTANT, Ids
-from lighten.runtime.native.packed import Array, Grid
+from lighten.runtime.native.packed import Array, Grid, Packed
 from lighten.runtime.native.program import Cat, Constant, Gather, Op, Program, Reshape
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.stored import Stored
@@ -26,6 +26,7 @@ class Builder:
         self.grids: dict[str, Grid] = {}
         self._constants: list[Tensor] = []
         self._n_constants = 0
+        self._kept: dict[bytes, str] = {}
         self._laid: dict[tuple[bytes, Sizes], int] = {}
 
     def add_input(self, sizes: Sizes) -> int:
@@ -55,9 +56,11 @@ class Builder:
     # Constants
 
     def ids_of(self, constant: Tensor) -> Ids:
-        """Ids for the numbers of a constant; what repeats along the batch is one number."""
-        first = constant.shape[:1] == (2,) and torch.equal(constant[:1], constant[1:])
-        numbers = constant[:1] if first else constant
+        """Ids for the numbers of a constant; what repeats along the batch, whichever axis that is, is one number."""
+        numbers = constant
+        for axis, size in enumerate(constant.shape):
+            if size == 2 and torch.equal(*numbers.split(1, axis)):
+                numbers = numbers.narrow(axis, 0, 1)
         ids = torch.arange(numbers.numel()) + CONSTANT + self._n_constants
         self._constants.append(numbers.detach().to(torch.float32).flatten())
         self._n_constants += numbers.numel()
@@ -145,6 +148,18 @@ class Builder:
         """The name of an array that an operation needs."""
         name = f"a{len(self.stored.arrays)}"
         self.stored.arrays[name] = array
+        return name
+
+    def keep(self, weight: Packed, grid: Grid | None) -> str:
+        """The name of a weight: that of the same one, if it has been kept before. grid: on which its values lie."""
+        parts = [weight.ptr, weight.index, weight.value, weight.bias, *([] if grid is None else [grid.scale])]
+        digest = hashlib.sha256(str([grid and grid.bits, *(part.shape for part in parts)]).encode())
+        for part in parts:
+            digest.update(part.tobytes())
+        name = self._kept.setdefault(digest.digest(), f"w{len(self._kept)}")
+        self.stored.weights[name] = weight
+        if grid is not None:
+            self.grids[name] = grid
         return name
 
     def _parts(self, ids: Tensor, sizes: Sizes) -> tuple[int, ...] | None:

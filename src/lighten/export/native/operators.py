@@ -10,10 +10,11 @@ from torch import Tensor, fx
 from lighten.export.native.ids import FIRST, Batch, Ids, batch_of, both_samples, by_rows, in_rows, one_sample
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
-from lighten.runtime.native.program import Elements, Embedding, Matmul, Mean, Norm, Op, Pool, Softmax
+from lighten.runtime.native.program import Elements, Embedding, Matmul, Norm, Op, Pool, Reduce, Softmax
 from lighten.runtime.native.program import Tensor as Sizes
 
 aten = torch.ops.aten
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 ACTIVATIONS: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.relu6.default: "relu6",
@@ -22,6 +23,25 @@ ACTIVATIONS: dict[Any, str] = {
     aten.sigmoid.default: "sigmoid",
     aten.silu.default: "silu",
     aten.tanh.default: "tanh",
+    aten.mish.default: "mish",
+    aten.abs.default: "abs",
+    aten.sqrt.default: "sqrt",
+    aten.rsqrt.default: "rsqrt",
+    aten.reciprocal.default: "reciprocal",
+    aten.exp.default: "exp",
+    aten.expm1.default: "expm1",
+    aten.log.default: "log",
+    aten.log1p.default: "log1p",
+    aten.erf.default: "erf",
+}
+LIMITS = (-math.inf, math.inf)
+# With the arguments that are their numbers.
+WITH_NUMBERS: dict[Any, tuple[str, ...]] = {
+    aten.leaky_relu.default: ("leaky_relu", "negative_slope"),
+    aten.elu.default: ("elu", "alpha", "scale", "input_scale"),
+    aten.softplus.default: ("softplus", "beta", "threshold"),
+    aten.hardtanh.default: ("clamp", "min_val", "max_val"),
+    aten.clamp.default: ("clamp", "min", "max"),
 }
 
 
@@ -55,16 +75,23 @@ def act_of(node: fx.Node) -> str:
     given = arguments(node)
     if node.target is aten.gelu.default:
         return "gelu" if given["approximate"] == "none" else "gelu_tanh"
-    if node.target is aten.hardtanh.default and (given["min_val"], given["max_val"]) == (0, 6):
-        return "relu6"
+    if node.target in WITH_NUMBERS:
+        name, *names = WITH_NUMBERS[node.target]
+        numbers = [given[each] for each in names]
+        if name == "clamp":
+            numbers = [limit if number is None else number for number, limit in zip(numbers, LIMITS, strict=True)]
+        return " ".join([name, *(repr(float(number)) for number in numbers)])
     return "none"
 
 
 def _activation(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    act = act_of(node)
-    must(act != "none", "it is another activation than the engine has")
-    batch = batch_of(given["self"])
-    at, order = laid(reader, one_sample(given["self"], batch))
+    return activated(reader, given["self"], act_of(node))
+
+
+def activated(reader: Reader, value: Ids, act: str) -> Ids:
+    """act of each number."""
+    batch = batch_of(value)
+    at, order = laid(reader, one_sample(value, batch))
     return made(reader, Elements(inputs=(at,), act=act), order, batch)
 
 
@@ -84,36 +111,40 @@ def _combination(op: str) -> Handler:
     def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
         a, b, alpha = given["self"], given["other"], given.get("alpha", 1)
         must(alpha == 1 or not isinstance(b, Ids), f"alpha={alpha}")
-        return combined(reader, op, a, b if alpha == 1 else b * alpha)
+        is_sum_of_masks = op == "add" and node.meta["val"].dtype == torch.bool
+        return combined(reader, "max" if is_sum_of_masks else op, a, b if alpha == 1 else b * alpha)
 
     return handler
 
 
-def combined(reader: Reader, op: str, a: Any, b: Any) -> Ids:
-    """a op b, in the order in which the one that was made last lies: the other may be needed in that order again."""
+def combined(reader: Reader, op: str, *values: Any) -> Ids:
+    """op of the values, in the order in which the one that was made last lies: others may be needed in it again."""
     build = reader.build
-    values = [reader.ids(a), reader.ids(b)]
-    shape = torch.broadcast_shapes(*(value.at.shape for value in values))
-    values = [Ids(value.at.expand(shape)) for value in values]
-    batch = batch_of(*values)
-    samples = [one_sample(value, batch) for value in values]
+    terms = [reader.ids(value) for value in values]
+    shape = torch.broadcast_shapes(*(term.at.shape for term in terms))
+    terms = [Ids(term.at.expand(shape)) for term in terms]
+    batch = batch_of(*terms)
+    samples = [one_sample(term, batch) for term in terms]
     ordered = [sample for sample in samples if build.in_some_order(sample) is not None]
     at, order = laid(reader, max(ordered, key=lambda sample: int(sample.min()), default=samples[0]))
-    sizes = build.sizes[at]
-    first, second = (sample.flatten()[order.flatten().argsort()].reshape(sizes.rows, -1) for sample in samples)
-    if op != "sub" and is_one_a_row(first) and not is_one_a_row(second):
-        first, second = second, first
-    inputs = build.lay(first, sizes), build.lay(second[:, :1]) if is_one_a_row(second) else build.lay(second, sizes)
-    return made(reader, Elements(inputs=inputs, op=op), order, batch)
+    sizes, back = build.sizes[at], order.flatten().argsort()
+    matrices = [sample.flatten()[back].reshape(sizes.rows, -1) for sample in samples]
+    inputs = [build.lay(*without_repeats(matrix, sizes)) for matrix in matrices]
+    if all(build.sizes[each] != sizes for each in inputs):  # none says how large the result is
+        inputs[0] = build.lay(matrices[0], sizes)
+    return made(reader, Elements(inputs=tuple(inputs), op=op), order, batch)
 
 
-def is_one_a_row(ids: Tensor) -> bool:
-    """Whether all places of a row are the same number."""
-    return ids.shape[1] > 1 and bool((ids == ids[:, :1]).all())
+def without_repeats(ids: Tensor, sizes: Sizes) -> tuple[Tensor, Sizes]:
+    """One row of ids [rows, places] where all are the same, and one place where all are; and the sizes of the rest."""
+    ids = ids[:1] if bool((ids == ids[:1]).all()) else ids
+    is_one = bool((ids == ids[:, :1]).all())
+    return (ids[:, :1], Sizes(len(ids), 1, 1)) if is_one else (ids, Sizes(len(ids), sizes.height, sizes.width))
 
 
 def _division(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    must(not isinstance(given["other"], Ids), "it divides by what is not constant")
+    if isinstance(given["other"], Ids):
+        return combined(reader, "div", given["self"], given["other"])
     return combined(reader, "mul", given["self"], 1 / torch.as_tensor(given["other"], dtype=torch.float32))
 
 
@@ -126,11 +157,69 @@ def _reversed_subtraction(reader: Reader, node: fx.Node, given: dict[str, Any]) 
     return combined(reader, "sub", given["other"], given["self"])
 
 
+def _sign(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    is_above, is_below = (combined(reader, op, given["self"], 0.0) for op in ("gt", "lt"))
+    return combined(reader, "sub", is_above, is_below)
+
+
+def _power(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """Whole exponents as products, which negative numbers have too; others by a logarithm."""
+    x, exponent = given["self"], float(given["exponent"])
+    acts = {0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
+    if exponent in acts or not exponent.is_integer():
+        return activated(reader, x, acts.get(exponent, f"power {exponent!r}"))
+    must(1 <= abs(exponent) <= MOST_FACTORS, f"exponent {exponent}")
+    product = x
+    for bit in f"{int(abs(exponent)):b}"[1:]:
+        product = combined(reader, "mul", product, product)
+        product = combined(reader, "mul", product, x) if bit == "1" else product
+    return product if exponent > 0 else activated(reader, product, "reciprocal")
+
+
+MOST_FACTORS = 16  # of a power: each doubles the error of rounding
+
+
+# Masks: 1 where they hold, else 0
+
+
+def _is_nan(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    return combined(reader, "ne", given["self"], given["self"])
+
+
+def _opposite(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    must(node.meta["val"].dtype == torch.bool, "it is no mask")
+    return combined(reader, "eq", given["self"], 0.0)
+
+
+def _of_masks(op: str) -> Handler:
+    def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+        dtypes = [each.meta["val"].dtype for each in node.all_input_nodes]
+        must(all(dtype == torch.bool for dtype in dtypes), "it is not of masks")
+        return combined(reader, op, given["self"], given["other"])
+
+    return handler
+
+
+def _choice(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    return combined(reader, "where", given["condition"], given["self"], given["other"])
+
+
+def _filled(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    return combined(reader, "where", given["mask"], given["value"], given["self"])
+
+
+def _cast(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """All numbers are float32 as they are, but a mask is 0 or 1."""
+    ids: Ids = given["self"]
+    return combined(reader, "ne", ids, 0.0) if node.meta["val"].dtype == torch.bool else ids
+
+
 def _padding(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    """Moves numbers, one of which is the padding's."""
-    must(given.get("mode", "constant") == "constant", f"mode {given.get('mode')}")
-    number = int(reader.ids(float(given["value"] or 0)).at)
-    return Ids(torch.constant_pad_nd(given["self"].at, given["pad"], number))
+    """Moves numbers, one of which is the padding's; float64 holds every id."""
+    ids, mode = given["self"].at, given.get("mode", "constant")
+    if mode != "constant":
+        return Ids(torch.nn.functional.pad(ids.double(), given["pad"], mode).long())
+    return Ids(torch.constant_pad_nd(ids, given["pad"], int(reader.ids(float(given["value"] or 0)).at)))
 
 
 def _embedding(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
@@ -142,12 +231,6 @@ def _embedding(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     entries, rows = table.shape
     op = Embedding(inputs=(x,), table=reader.build.store(table.numpy()), entries=entries, rows=rows)
     return made(reader, op, in_rows((*sample.shape, rows), [-1]), batch)
-
-
-def _same(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    """A cast: all numbers are float32 as it is."""
-    ids: Ids = given["self"]
-    return ids
 
 
 def _batch_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> tuple[Ids, None, None]:
@@ -167,68 +250,168 @@ def _nearest(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     return Ids(target(given["input"].at.double(), given["output_size"], given["scale_factors"]).long())
 
 
-# Windows and means
+# Windows and reductions
 
 
-def _pool(mode: str) -> Handler:
-    """Maximum or mean over windows."""
-
+def _max_pool(n_axes: int) -> Handler:
     def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-        at, sample = image(reader, given["self"])
-        pads = any(pair(given["padding"], sample.ndim, 0))
-        is_plain = not given["ceil_mode"] and given.get("divisor_override") is None
-        must(is_plain and (mode == "max" or given["count_include_pad"] or not pads), "its windows are cut at the edge")
-        window = {
-            "kernel": pair(given["kernel_size"], sample.ndim),
-            "stride": pair(given["stride"] or given["kernel_size"], sample.ndim),
-            "padding": pair(given["padding"], sample.ndim, 0),
-            "dilation": pair(given.get("dilation", 1), sample.ndim),
-        }
-        shape = (1, *node.meta["val"].shape[1:])
-        return made(reader, Pool(inputs=(at,), mode=mode, **window), in_rows(shape, [1]), FIRST)
+        value = given["self"]
+        must(value.at.ndim == n_axes + 2, "it has no axis of channels beside the batch")
+        if given["ceil_mode"]:
+            lowest = int(reader.ids(-math.inf).at)
+            value = Ids(torch.constant_pad_nd(value.at, beyond_the_end(node, value, given), lowest))
+        return pooled(reader, node, value, given, "max")
 
     return handler
 
 
-def _mean(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    value = given["self"]
-    dims = given["dim"] if given["dim"] else range(value.at.ndim)
-    return mean_over(reader, value, [dim % value.at.ndim for dim in dims], given["keepdim"])
+def window_of(given: dict[str, Any], ndim: int) -> dict[str, tuple[int, int]]:
+    """That of a pool."""
+    return {
+        "kernel": pair(given["kernel_size"], ndim),
+        "stride": pair(given["stride"] or given["kernel_size"], ndim),
+        "padding": pair(given["padding"], ndim, 0),
+        "dilation": pair(given.get("dilation", 1), ndim),
+    }
 
 
-def _pool_to_one(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    sizes = list(given["output_size"])
-    must(all(size == 1 for size in sizes), f"output_size {sizes}")
-    ndim = given["self"].at.ndim
-    return mean_over(reader, given["self"], list(range(ndim - len(sizes), ndim)), True)
+def pooled(reader: Reader, node: fx.Node, value: Ids, given: dict[str, Any], mode: str) -> Ids:
+    """Maximum or mean over windows."""
+    at, sample = image(reader, value)
+    op = Pool(inputs=(at,), mode=mode, **window_of(given, sample.ndim))
+    return made(reader, op, in_rows((1, *node.meta["val"].shape[1:]), [1]), FIRST)
 
 
-def mean_over(reader: Reader, value: Ids, dims: Sequence[int], keepdim: bool) -> Ids:
-    """A row for each number of the result."""
-    batch = batch_of(value)
-    must(batch.axis not in dims, "it mixes the samples of a batch")
+def beyond_the_end(node: fx.Node, value: Ids, given: dict[str, Any]) -> list[int]:
+    """How far the last windows reach, as F.pad takes it: the last axis first, each with 0 before it."""
+    windows = zip(*window_of(given, value.at.ndim).values(), strict=True)
+    shapes = zip((1, *node.meta["val"].shape)[-2:], (1, *value.at.shape)[-2:], strict=True)
+    reach = [
+        max(0, (out - 1) * stride + dilation * (kernel - 1) + 1 - 2 * padding - size)
+        for (kernel, stride, padding, dilation), (out, size) in zip(windows, shapes, strict=True)
+    ]
+    return [part for far in reach[::-1][: value.at.ndim - 2] for part in (0, far)]
+
+
+def _reduction(how: str, dims: str = "dim") -> Handler:
+    def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+        return reduced(reader, how, given["self"], given.get(dims), given.get("keepdim", False))
+
+    return handler
+
+
+def _extreme(how: str) -> Handler:
+    """The largest or smallest along an axis; not where it is."""
+
+    def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> tuple[Ids, None]:
+        must(all(user.args[1] == 0 for user in node.users), f"the place of the {how} is not computed")
+        return reduced(reader, how, given["self"], [given["dim"]], given["keepdim"]), None
+
+    return handler
+
+
+def reduced(reader: Reader, how: str, value: Ids, dims: Sequence[int] | None, keepdim: bool) -> Ids:
+    """Along dims, all of them where there are none: of rows where the numbers lie so, else of the places of a row."""
+    batch, ndim = batch_of(value), value.at.ndim
+    over = [dim % ndim for dim in dims or range(ndim)]
+    must(batch.axis not in over, "it mixes the samples of a batch")
     sample = one_sample(value, batch)
-    rows = [a for a in range(sample.ndim) if a not in dims]
-    x = reader.build.lay(by_rows(sample, rows))
-    shape = [1 if a in dims else sample.shape[a] for a in range(sample.ndim) if keepdim or a not in dims]
-    batch = batch if keepdim else Batch(batch.axis - sum(dim < batch.axis for dim in dims), batch.inner)
-    return made(reader, Mean(inputs=(x,)), torch.arange(math.prod(shape)).reshape(shape), batch)
+    others = [axis for axis in range(ndim) if axis not in over]
+    groups = groups_of(reader, sample, others, over)
+    shape = [1 if axis in over else size for axis, size in enumerate(sample.shape)]
+    if groups is None or is_laid(reader, by_rows(sample, others)):
+        op, order = Reduce(inputs=(reader.build.lay(by_rows(sample, others)),), how=how), in_rows(shape, others)
+    else:
+        x, n_groups = reader.build.lay(by_rows(sample, [*groups, *over])), math.prod(shape[axis] for axis in groups)
+        op, order = Reduce(inputs=(x,), how=how, groups=n_groups), in_rows(shape, groups)
+    if not keepdim:
+        order = order.reshape([shape[axis] for axis in others])
+        batch = Batch(batch.axis - sum(dim < batch.axis for dim in over), batch.inner)
+    return made(reader, op, order, batch)
+
+
+def groups_of(reader: Reader, sample: Tensor, others: Sequence[int], over: Sequence[int]) -> Sequence[int] | None:
+    """Which of the other axes are groups of rows, before those of `over`, as the numbers lie; None if they do not."""
+    choices = (others[:n] for n in range(len(others) + 1))
+    return next((each for each in choices if is_laid(reader, by_rows(sample, [*each, *over]))), None)
+
+
+def _variance(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    x, dims = given["self"], given["dim"] or range(given["self"].at.ndim)
+    n = math.prod(x.at.shape[dim] for dim in dims)
+    correction = 1 if given["correction"] is None else given["correction"]
+    distance = combined(reader, "sub", x, reduced(reader, "mean", x, dims, True))
+    mean = reduced(reader, "mean", combined(reader, "mul", distance, distance), dims, given["keepdim"])
+    return combined(reader, "mul", mean, n / max(n - correction, 0) if n > correction else math.inf)
+
+
+def _length(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """The norm of vectors."""
+    x, order = given["self"], given["ord"]
+    must(order in (1, 2, math.inf) and given["dtype"] is None, f"ord={order}, dtype={given['dtype']}")
+    terms = combined(reader, "mul", x, x) if order == 2 else activated(reader, x, "abs")
+    how = "max" if order == math.inf else "sum"
+    found = reduced(reader, how, terms, given["dim"], given["keepdim"])
+    return activated(reader, found, "sqrt") if order == 2 else found
 
 
 # Along the rows of each place, and products of activations
 
 
 def _layer_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    return normalized_rows(reader, given, given["eps"], given["bias"])
+
+
+def _rms_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    eps = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
+    return normalized_rows(reader, given, eps, None, centered=False)
+
+
+def normalized_rows(
+    reader: Reader, given: dict[str, Any], eps: float, bias: Tensor | None, centered: bool = True
+) -> Ids:
+    """Along the last axes, those of normalized_shape."""
     build, batch = reader.build, batch_of(given["input"])
-    sample, shape = one_sample(given["input"], batch), given["normalized_shape"]
+    sample, shape, weight = one_sample(given["input"], batch), given["normalized_shape"], given["weight"]
     axes = [sample.ndim - len(shape) + i for i in range(len(shape))]
     must(batch.axis not in axes, "it mixes the samples of a batch")
     x = build.lay(by_rows(sample, axes))
-    weight, bias = given["weight"], given["bias"]
     tables = [torch.ones(list(shape)) if weight is None else weight, torch.zeros(list(shape)) if bias is None else bias]
     scale, shift = (build.lay(reader.ids(table.reshape(-1, 1)).at) for table in tables)
-    op = Norm(inputs=(x, scale, shift), eps=given["eps"])
+    op = Norm(inputs=(x, scale, shift), eps=eps, centered=centered)
     return made(reader, op, in_rows(sample.shape, axes), batch)
+
+
+def _group_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    return normalized_groups(reader, given, given["num_groups"])
+
+
+def _instance_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    must(given["use_input_stats"], "it normalizes by statistics of training")
+    return normalized_groups(reader, given, given["input"].at.shape[1])
+
+
+def normalized_groups(reader: Reader, given: dict[str, Any], groups: int) -> Ids:
+    """Groups of channels, with all of their places, to mean 0 and variance 1; then a scale and a shift a channel."""
+    x, shape = given["input"], [1, -1] + [1] * (given["input"].at.ndim - 2)
+    distance = combined(reader, "sub", x, mean_of_groups(reader, x, groups))
+    variance = mean_of_groups(reader, combined(reader, "mul", distance, distance), groups)
+    factor = activated(reader, combined(reader, "add", variance, given["eps"]), "rsqrt")
+    if given["weight"] is not None:
+        factor = combined(reader, "mul", factor, given["weight"].reshape(shape))
+    scaled = combined(reader, "mul", distance, factor)
+    return scaled if given["bias"] is None else combined(reader, "add", scaled, given["bias"].reshape(shape))
+
+
+def mean_of_groups(reader: Reader, x: Ids, groups: int) -> Ids:
+    """[n, channels, 1, …] of x [n, channels, …]: first of the places of a channel, which lie in a row."""
+    n, channels = x.at.shape[:2]
+    means = reduced(reader, "mean", x, range(2, x.at.ndim), True) if x.at.ndim > 2 else x
+    if groups == channels:
+        return means
+    grouped = Ids(means.at.reshape(n, groups, -1))
+    mean = reduced(reader, "mean", grouped, [2], True)
+    return Ids(mean.at.expand_as(grouped.at).reshape(means.at.shape))
 
 
 def _softmax(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
@@ -240,12 +423,18 @@ def softmax_along(reader: Reader, value: Ids, dim: int) -> Ids:
     batch = batch_of(value)
     sample, dim = one_sample(value, batch), dim % value.at.ndim
     must(batch.axis != dim, "it mixes the samples of a batch")
-    others = [a for a in range(sample.ndim) if a != dim]
-    choices = [others[:n] for n in range(len(others) + 1)]
-    groups = next((each for each in choices if is_laid(reader, by_rows(sample, [*each, dim]))), [])
+    groups = groups_of(reader, sample, [axis for axis in range(sample.ndim) if axis != dim], [dim]) or []
     axes = [*groups, dim]
     op = Softmax(inputs=(reader.build.lay(by_rows(sample, axes)),), groups=math.prod(sample.shape[a] for a in groups))
     return made(reader, op, in_rows(sample.shape, axes), batch)
+
+
+def _log_softmax(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """Not the logarithm of a softmax, whose small values are 0."""
+    x, dims = given["self"], [given["dim"]]
+    below = combined(reader, "sub", x, reduced(reader, "max", x, dims, True))
+    total = reduced(reader, "sum", activated(reader, below, "exp"), dims, True)
+    return combined(reader, "sub", below, activated(reader, total, "log"))
 
 
 def is_laid(reader: Reader, ids: Tensor) -> bool:
@@ -281,45 +470,77 @@ def multiplied(reader: Reader, a: Any, b: Any, scale: float = 1.0) -> Ids:
 
 
 def _attention(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
-    must(not given["enable_gqa"], "enable_gqa")
-    query, key, value = (reader.ids(each) for each in (query, key, value))
-    n, m = query.at.shape[-2], key.at.shape[-2]
+    """A query that may see no key gets zeros, as in torch."""
+    query, key, value = (reader.ids(given[name]) for name in ("query", "key", "value"))
+    mask, n, m = given["attn_mask"], query.at.shape[-2], key.at.shape[-2]
+    must(given["dropout_p"] == 0, f"dropout_p={given['dropout_p']}")
+    if given["enable_gqa"]:
+        times = query.at.shape[-3] // key.at.shape[-3]
+        key, value = (Ids(each.at.repeat_interleave(times, -3)) for each in (key, value))
     if given["is_causal"]:
         mask = torch.ones(n, m, dtype=torch.bool).tril()
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
     scale = query.at.shape[-1] ** -0.5 if given["scale"] is None else given["scale"]
     scores = multiplied(reader, query, Ids(key.at.transpose(-1, -2)), scale)
-    if mask is not None:
-        scores = combined(reader, "add", scores, mask)
-    return multiplied(reader, softmax_along(reader, scores, -1), value)
+    if mask is None:
+        return multiplied(reader, softmax_along(reader, scores, -1), value)
+    mask_node = arguments(node)["attn_mask"]
+    is_choice = mask_node is None or mask_node.meta["val"].dtype == torch.bool
+    scores = combined(reader, *(("where", mask, scores, -math.inf) if is_choice else ("add", scores, mask)))
+    weights = softmax_along(reader, scores, -1)
+    if isinstance(mask, Ids) or not bool((mask if is_choice else mask > -math.inf).any(-1).all()):
+        sees = combined(reader, "gt", reduced(reader, "max", scores, [-1], True), -math.inf)
+        weights = combined(reader, "where", sees, weights, 0.0)
+    return multiplied(reader, weights, value)
 
 
 HANDLERS: dict[Any, Handler] = {
-    **dict.fromkeys([*ACTIVATIONS, aten.gelu.default, aten.hardtanh.default], _activation),
+    **dict.fromkeys([*ACTIVATIONS, *WITH_NUMBERS, aten.gelu.default], _activation),
     aten.add.Tensor: _combination("add"),
     aten.mul.Tensor: _combination("mul"),
     aten.sub.Tensor: _combination("sub"),
+    aten.maximum.default: _combination("max"),
+    aten.minimum.default: _combination("min"),
+    **{
+        op: _combination(name)
+        for name in COMPARISONS
+        for op in (getattr(aten, name).Tensor, getattr(aten, name).Scalar)
+    },
     aten.rsub.Scalar: _reversed_subtraction,
     aten.div.Tensor: _division,
     aten.neg.default: _negation,
+    aten.sign.default: _sign,
+    aten.pow.Tensor_Scalar: _power,
+    aten.isnan.default: _is_nan,
+    aten.logical_not.default: _opposite,
+    aten.bitwise_not.default: _opposite,
+    **dict.fromkeys([aten.logical_and.default, aten.bitwise_and.Tensor], _of_masks("mul")),
+    **dict.fromkeys([aten.logical_or.default, aten.bitwise_or.Tensor], _of_masks("max")),
+    aten.where.self: _choice,
+    aten.masked_fill.Scalar: _filled,
+    aten.masked_fill.Tensor: _filled,
     aten.embedding.default: _embedding,
-    aten.to.dtype: _same,
-    aten._to_copy.default: _same,
+    aten.to.dtype: _cast,
+    aten._to_copy.default: _cast,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.upsample_nearest1d.vec: _nearest,
-    aten.upsample_nearest2d.vec: _nearest,
+    **dict.fromkeys([aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec], _nearest),
+    **dict.fromkeys([aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec], _nearest),
     aten.pad.default: _padding,
     aten.constant_pad_nd.default: _padding,
-    aten.max_pool1d.default: _pool("max"),
-    aten.max_pool2d.default: _pool("max"),
-    aten.avg_pool1d.default: _pool("mean"),
-    aten.avg_pool2d.default: _pool("mean"),
-    aten.adaptive_avg_pool1d.default: _pool_to_one,
-    aten.adaptive_avg_pool2d.default: _pool_to_one,
-    aten.mean.dim: _mean,
+    aten.max_pool1d.default: _max_pool(1),
+    aten.max_pool2d.default: _max_pool(2),
+    **dict.fromkeys([aten.mean.dim, aten.mean.default], _reduction("mean")),
+    **dict.fromkeys([aten.sum.dim_IntList, aten.sum.default], _reduction("sum")),
+    aten.amax.default: _reduction("max"),
+    aten.amin.default: _reduction("min"),
+    aten.max.dim: _extreme("max"),
+    aten.min.dim: _extreme("min"),
+    aten.var.correction: _variance,
+    aten.linalg_vector_norm.default: _length,
     aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
+    aten.group_norm.default: _group_norm,
+    aten.instance_norm.default: _instance_norm,
     aten.softmax.int: _softmax,
+    aten.log_softmax.int: _log_softmax,
     aten.scaled_dot_product_attention.default: _attention,
 }

@@ -1,6 +1,7 @@
 """Products with weights: convolutions and linear layers, with the addition and the activation that alone read them."""
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from lighten.export.native.operators import act_of, image, made, multiplied, pai
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
 from lighten.quantize.weight_ops import dequantize_packed
-from lighten.runtime.native.packed import Array, Grid, pack
+from lighten.runtime.native.packed import FLOAT_BITS, Array, Grid, pack
 from lighten.runtime.native.program import Conv, infer
 
 aten = torch.ops.aten
@@ -101,11 +102,20 @@ def _linear(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _matmul(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids | None:
-    a, b = given.get("self"), given.get("other", given.get("mat2"))
+    a, b = (_as_matrix(each) for each in (given.get("self"), given.get("other", given.get("mat2"))))
     if isinstance(b, Tensor) and b.ndim == 2:
         over_features(reader, node, a, b.T.contiguous().numpy(), None, None)
         return None
+    if isinstance(a, Tensor) and a.ndim == 2:
+        over_features(reader, node, b, a.contiguous().numpy(), None, None, axis=-2)
+        return None
     return multiplied(reader, a, b)
+
+
+def _as_matrix(value: Any) -> Any:
+    """A constant without leading axes of 1, or any other value as it is."""
+    is_one = isinstance(value, Tensor) and value.ndim > 2 and math.prod(value.shape[:-2]) == 1
+    return value.flatten(0, -3)[0] if is_one else value
 
 
 def _addmm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
@@ -115,14 +125,18 @@ def _addmm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> None:
     over_features(reader, node, x, weight.T.contiguous().numpy(), None, bias)
 
 
-def over_features(reader: Reader, node: fx.Node, x: Any, weight: Array, grid: Grid | None, bias: Tensor | None) -> None:
-    """A linear layer over the last axis: a convolution of 1 x 1, all other axes being places."""
+def over_features(
+    reader: Reader, node: fx.Node, x: Any, weight: Array, grid: Grid | None, bias: Tensor | None, axis: int = -1
+) -> None:
+    """A linear layer over an axis: a convolution of 1 x 1, all other axes being places."""
     must(isinstance(x, Ids) and x.at.ndim > 1, "it is no linear layer of an activation")
     batch = batch_of(x)
     sample = one_sample(x, batch)
-    must(batch.axis < sample.ndim - 1, "it mixes the samples of a batch")
-    op = Conv(inputs=(reader.build.lay(by_rows(sample, [-1])),), weight="", rows=len(weight), block=1)
-    product(reader, node, op, weight, grid, bias, in_rows((*sample.shape[:-1], len(weight)), [-1]), batch)
+    axis %= sample.ndim
+    must(batch.axis != axis, "it mixes the samples of a batch")
+    op = Conv(inputs=(reader.build.lay(by_rows(sample, [axis])),), weight="", rows=len(weight), block=1)
+    shape = [len(weight) if i == axis else size for i, size in enumerate(sample.shape)]
+    product(reader, node, op, weight, grid, bias, in_rows(shape, [axis]), batch)
 
 
 def product(
@@ -141,10 +155,8 @@ def product(
     order: where each number of a sample's result stands.
     """
     build, block = reader.build, best_block(weight, groups)
-    op = replace(op, weight=f"w{len(build.stored.weights)}", block=block)
-    build.stored.weights[op.weight] = pack(weight, None if bias is None else bias.numpy(), block, groups)
-    if grid is not None:
-        build.grids[op.weight], op = grid, replace(op, bits=grid.bits)
+    packed = pack(weight, None if bias is None else bias.numpy(), block, groups)
+    op = replace(op, weight=build.keep(packed, grid), block=block, bits=FLOAT_BITS if grid is None else grid.bits)
     out = infer(op, [build.sizes[at] for at in op.inputs])
     last, user = node, only_user(node)
     if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:

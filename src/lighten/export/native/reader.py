@@ -37,6 +37,7 @@ LIKE = {  # read only the shape of what they are given
     aten.new_ones.default,
     aten.new_full.default,
 }
+INPUTS = (torch.float32, torch.int64, torch.int32, torch.bool)
 Handler = Callable[["Reader", fx.Node, dict[str, Any]], Any]
 
 
@@ -103,8 +104,8 @@ class Reader:
             args, kwargs = tree_map(lambda leaf: leaf.at if isinstance(leaf, Ids) else leaf, (args, kwargs))
             return target(*args, **kwargs).to(node.meta["val"].dtype)
         must(target in self.handlers, "the engine does not have it")
-        results = tree_leaves(node.meta["val"])
-        must(all(each.dtype == torch.float32 for each in results), "its result is no float32")
+        result = tree_leaves(node.meta["val"])[0]
+        must(result.dtype in (torch.float32, torch.bool), "its result is neither float32 nor a mask")
         given = arguments(node)
         return self.handlers[target](self, node, {name: fx.map_arg(arg, self.value) for name, arg in given.items()})
 
@@ -130,7 +131,7 @@ class Reader:
     def _input(self, node: fx.Node) -> Ids:
         value = node.meta["val"]
         must(isinstance(value, Tensor) and value.ndim > 1, "an input is a tensor with a batch")
-        must(value.dtype in (torch.float32, torch.int64, torch.int32), f"{value.dtype} instead of float32 or int64")
+        must(value.dtype in INPUTS, f"{value.dtype} instead of float32, int64, int32 or bool")
         batch, *shape = value.shape
         must(not isinstance(batch, int) and all(isinstance(size, int) for size in shape), "only the batch may be free")
         rows, height, width = shape if len(shape) == 3 else (shape[0], 1, math.prod(shape[1:]))

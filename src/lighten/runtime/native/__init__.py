@@ -86,9 +86,9 @@ def describe() -> Description:
 def _must_match(folder: Path, what: str, specs: Sequence[TensorSpec], sizes: list[int]) -> None:
     """Native code reads and writes arrays of these sizes, so the manifest must promise exactly them.
 
-    Inputs may be integers, which become float32 in a call.
+    Inputs may be integers or masks, which become float32 in a call.
     """
-    dtypes = ("float32", "int64", "int32") if what == "inputs" else ("float32",)
+    dtypes = ("float32", "int64", "int32", "bool") if what == "inputs" else ("float32",)
     found = []
     for spec in specs:
         size = 1

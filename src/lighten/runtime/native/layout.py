@@ -29,6 +29,7 @@ from lighten.runtime.native.program import (
     Op,
     Pool,
     Program,
+    Reduce,
     Softmax,
     Tensor,
 )
@@ -197,7 +198,10 @@ def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Itera
         case Conv() | Pool():
             return (op.inputs[0] if split is None else split.to, *op.inputs[1:])
         case Elements():
-            return [at for at in op.inputs if tensors[at] == tensors[op.inputs[0]]]
+            grids = [(tensors[at].height, tensors[at].width) for at in op.inputs]
+            return [at for at, grid in zip(op.inputs, grids, strict=True) if grid == max(grids)]
+        case Reduce() if op.groups:
+            return op.inputs
         case Norm() | Softmax() | Matmul():
             return op.inputs[:1]
         case _:

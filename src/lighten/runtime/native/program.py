@@ -17,9 +17,21 @@ from typing import Any, ClassVar, get_args, get_type_hints
 from lighten.errors import ArtifactError
 from lighten.runtime.native.packed import FLOAT_BITS
 
-VERSION = 2
+VERSION = 3
 MAX_SIZE = 2**28  # elements of a tensor of one sample, and rows, columns and kernels far below it
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh", "tanh")
+# How many numbers follow the name of an activation, as in "clamp -1.0 inf"; what they mean: emit/activation.py.
+ACTIVATIONS = {
+    **dict.fromkeys(("none", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh"), 0),
+    **dict.fromkeys(("tanh", "mish", "abs", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "erf"), 0),
+    **{"leaky_relu": 1, "power": 1, "clamp": 2, "softplus": 2, "elu": 3},
+}
+# What Elements computes, and of how many inputs. Comparisons give 1 or 0; "where" is b if a is not 0, else c.
+OPERATIONS = {
+    "none": 1,
+    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "eq", "ne", "lt", "le", "gt", "ge"), 2),
+    "where": 3,
+}
+REDUCTIONS = ("mean", "sum", "max", "min")
 BLOCKS = (1, 2, 4, 8, 16)
 BITS = (*range(2, 9), FLOAT_BITS)
 
@@ -69,16 +81,21 @@ class Pool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The mean over all places: a vector."""
+class Reduce:
+    """One number of many: of all places of each row; or, where there are groups, of each group's rows at each place.
 
-    kind: ClassVar[str] = "mean"
+    Groups are of rows that follow one another.
+    """
+
+    kind: ClassVar[str] = "reduce"
     inputs: tuple[int, ...]
+    how: str = "mean"
+    groups: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elements:
-    """y = act(a op b), or act(a) where op is "none". b has a's sizes, or one place, which then serves all of a's."""
+    """y = act(op of the inputs), number by number. An input of one row serves all rows, one of one place all places."""
 
     kind: ClassVar[str] = "elements"
     inputs: tuple[int, ...]
@@ -129,11 +146,15 @@ class Gather:
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """Layer norm: each place's rows to mean 0, variance 1, then times scale, plus shift. inputs: x, scale, shift."""
+    """Layer norm: each place's rows to mean 0, variance 1, then times scale, plus shift. inputs: x, scale, shift.
+
+    Not centered it is RMS norm: the mean is taken for 0.
+    """
 
     kind: ClassVar[str] = "norm"
     inputs: tuple[int, ...]
     eps: float
+    centered: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +198,7 @@ class Embedding:
     rows: int
 
 
-Op = Conv | Pool | Mean | Elements | Cat | Reshape | Constant | Gather | Norm | Softmax | Matmul | Embedding
+Op = Conv | Pool | Reduce | Elements | Cat | Reshape | Constant | Gather | Norm | Softmax | Matmul | Embedding
 KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in get_args(Op)}
 
 
@@ -253,7 +274,7 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
     x = inputs[0] if inputs else Tensor(0, 0, 0)
     match op:
         case Conv():
-            _must(op.block in BLOCKS and op.bits in BITS and op.rows > 0 and op.act in ACTIVATIONS, f"{op}")
+            _must(op.block in BLOCKS and op.bits in BITS and op.rows > 0 and is_act(op.act), f"{op}")
             out = Tensor(op.rows, *_window(op, x))
             _must(len(inputs) == 1 or inputs[1] == out, f"residual {inputs[1:]} beside {out}")
             return out
@@ -261,13 +282,16 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
             _must(op.mode in ("max", "mean"), f"mode {op.mode!r}")
             _must(all(2 * p <= k for p, k in zip(op.padding, op.kernel, strict=True)), f"padding {op.padding}")
             return Tensor(x.rows, *_window(op, x))
-        case Mean():
-            return Tensor(x.rows, 1, 1)
+        case Reduce():
+            _must(op.how in REDUCTIONS, f"{op}")
+            _must(op.groups == 0 or x.rows % op.groups == 0, f"{op.groups} groups of {x}")
+            return Tensor(op.groups, x.height, x.width) if op.groups else Tensor(x.rows, 1, 1)
         case Elements():
-            _must(op.act in ACTIVATIONS and op.op in ("none", "add", "sub", "mul", "max"), f"{op}")
-            _must((op.op == "none") == (len(inputs) == 1), f"{op.op} of {len(inputs)}")
-            _must(all(b in (x, Tensor(x.rows, 1, 1)) for b in inputs[1:]), f"{inputs}")
-            return x
+            _must(is_act(op.act) and OPERATIONS.get(op.op) == len(inputs), f"{op}")
+            rows, grid = max(b.rows for b in inputs), max((b.height, b.width) for b in inputs)
+            fits = (b.rows in (1, rows) and (b.height, b.width) in ((1, 1), grid) for b in inputs)
+            _must(all(fits), f"{inputs}")
+            return Tensor(rows, *grid)
         case Cat():
             _must(all((b.height, b.width) == (x.height, x.width) for b in inputs), f"{inputs}")
             return Tensor(sum(b.rows for b in inputs), x.height, x.width)
@@ -294,11 +318,24 @@ def infer(op: Op, inputs: list[Tensor]) -> Tensor:
             return Tensor(op.rows, 1, x.rows)
 
 
+def is_act(act: str) -> bool:
+    """Whether act is the name of an activation, followed by as many numbers as it has, each as Python writes it."""
+    name, *numbers = act.split(" ")
+    return ACTIVATIONS.get(name) == len(numbers) and all(_is_number(number) for number in numbers)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return repr(float(text)) == text != "nan"
+    except ValueError:
+        return False
+
+
 _ARITY: dict[str, range] = {
     "conv": range(1, 3),
     "pool": range(1, 2),
-    "mean": range(1, 2),
-    "elements": range(1, 3),
+    "reduce": range(1, 2),
+    "elements": range(1, 4),
     "cat": range(1, 1025),
     "reshape": range(1, 2),
     "constant": range(1),

@@ -1,4 +1,4 @@
-"""Along the rows of each place: layer norm and softmax, V vectors of places at once.
+"""Along the rows of each place: layer norm, softmax and reductions, V vectors of places at once.
 
 Each kernel is f(x, y, …, mask, column, …, first_tile, last_tile), column: int32, the first of each tile. A thread has
 tiles of its own, and no place needs another, so that tiles change nothing in the numbers.
@@ -10,6 +10,7 @@ from llvmlite import ir
 
 from lighten.runtime.native.emit.activation import exp
 from lighten.runtime.native.emit.code import F32, I64, POINTER, Code, Kernels, Value, vector
+from lighten.runtime.native.emit.planes import REDUCTIONS
 from lighten.runtime.native.emit.product import load_mask
 
 Vectors = list[Value]
@@ -102,7 +103,34 @@ def softmax(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
     return kernels.get(("softmax", v, lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
 
 
-def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
+def reduce_rows(kernels: Kernels, *, how: str, v: int, lanes: int, masked: bool) -> Value:
+    """f(x, y, mask, column, groups, rows, x_stride, y_stride, first_tile, last_tile); rows: of a group."""
+    first, step = REDUCTIONS[how]
+
+    def emit(code: Code, args: Sequence[Value]) -> None:
+        x, y, mask, column, groups, rows, x_stride, y_stride, low, high = args
+        b = code.b
+
+        def all_groups(t: Value, _: Vectors) -> Vectors:
+            tile = _Tile(code, mask, code.index(column, t), v, lanes, masked)
+
+            def group(g: Value, _: Vectors) -> Vectors:
+                start = b.mul(g, rows)
+                found = tile.fold(start, b.add(start, rows), x, x_stride, first, lambda r, j, s, x: step(code, s, x))
+                if how == "mean":
+                    found = [b.fdiv(each, tile.splat(b.sitofp(rows, F32))) for each in found]
+                tile.store(found, y, g, y_stride)
+                return []
+
+            code.loop(code.const(0), groups, group)
+            return []
+
+        code.loop(low, high, all_groups)
+
+    return kernels.get((how, "rows", v, lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
+
+
+def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool, centered: bool) -> Value:
     """f(x, y, scale, shift, mask, column, eps, rows, x_stride, y_stride, scale_stride, shift_stride, first_tile,
     last_tile)."""
 
@@ -113,7 +141,9 @@ def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
         def all_rows(t: Value, _: Vectors) -> Vectors:
             tile = _Tile(code, mask, code.index(column, t), v, lanes, masked)
             share = tile.splat(b.fdiv(ir.Constant(F32, 1.0), b.sitofp(rows, F32)))
-            total = tile.fold(zero, rows, x, x_stride, 0.0, lambda r, j, s, x: b.fadd(s, x))
+            total = [tile.number(0.0)] * v
+            if centered:
+                total = tile.fold(zero, rows, x, x_stride, 0.0, lambda r, j, s, x: b.fadd(s, x))
             mean = [b.fmul(each, share) for each in total]
 
             def square(r: Value, j: int, carried: Value, x: Value) -> Value:
@@ -138,4 +168,5 @@ def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
         code.loop(low, high, all_rows)
 
     kinds = [POINTER] * 6 + [F32] + [I64] * 7
-    return kernels.get(("norm", v, lanes, *(["mask"] if masked else [])), kinds, emit)
+    key = ("norm" if centered else "rms", v, lanes, *(["mask"] if masked else []))
+    return kernels.get(key, kinds, emit)

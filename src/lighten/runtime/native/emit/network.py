@@ -16,9 +16,9 @@ from llvmlite import ir
 
 from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
-from lighten.runtime.native.emit.columns import norm, softmax
+from lighten.runtime.native.emit.columns import norm, reduce_rows, softmax
 from lighten.runtime.native.emit.matmul import matmul
-from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, mean
+from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, reduce_places
 from lighten.runtime.native.emit.product import matvec, product
 from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
@@ -31,11 +31,11 @@ from lighten.runtime.native.program import (
     Embedding,
     Gather,
     Matmul,
-    Mean,
     Norm,
     Op,
     Pool,
     Program,
+    Reduce,
     Reshape,
     Softmax,
 )
@@ -137,8 +137,8 @@ class Network:
                 self._conv(op, inputs, out, split)
             case Pool():
                 self._pool(op, inputs[0], out, split)
-            case Mean():
-                self._mean(inputs[0], out)
+            case Reduce():
+                (self._reduce_rows if op.groups else self._reduce_places)(op, inputs[0], out)
             case Elements():
                 self._elements(op, inputs, out)
             case Cat():
@@ -269,10 +269,17 @@ class Network:
         x, scale, shift = inputs
         sizes = (out.tensor.rows, x.row_stride, out.row_stride, scale.row_stride, shift.row_stride)
         for v, columns, ends, target in self._by_columns(inputs, out, STORING):
-            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out))
+            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out), centered=op.centered)
             pointers = [self._at(place) for place in (x, out, scale, shift)]
             eps = ir.Constant(F32, op.eps)
             self._call(kernel, [*pointers, self._mask(out), columns, eps, *map(self._i, sizes), *ends])
+
+    def _reduce_rows(self, op: Reduce, x: Place, out: Place) -> None:
+        rows = x.tensor.rows // op.groups
+        sizes = (op.groups, rows, x.row_stride, out.row_stride)
+        for v, columns, ends, target in self._by_columns([x], out, rows):
+            kernel = reduce_rows(self.kernels, how=op.how, v=v, lanes=target.lanes, masked=self._is_masked(out))
+            self._call(kernel, [self._at(x), self._at(out), self._mask(out), columns, *map(self._i, sizes), *ends])
 
     def _by_columns(
         self, inputs: Sequence[Place], out: Place, cost: int
@@ -290,29 +297,28 @@ class Network:
 
     # Everything else
 
-    def _mean(self, x: Place, out: Place) -> None:
-        kernel = mean(self.kernels, lanes=self.target.lanes)
+    def _reduce_places(self, op: Reduce, x: Place, out: Place) -> None:
+        kernel = reduce_places(self.kernels, how=op.how, lanes=self.target.lanes)
         t, vectors = x.tensor, -(-x.columns // self.target.lanes)
         (cuts,) = self._begin([x], out, np.full(t.rows, vectors + STORING))
         sizes = (vectors, x.row_stride, out.row_stride, t.height * t.width)
         self._call(kernel, [self._at(x), self._at(out), self._mask(x), *self._range(cuts), *map(self._i, sizes)])
 
     def _elements(self, op: Elements, inputs: Sequence[Place], out: Place) -> None:
-        a, b = inputs[0], inputs[-1]
-        rows, lanes = out.tensor.rows, self.target.lanes
-        is_spread = len(inputs) > 1 and b.tensor != a.tensor
+        t, lanes = out.tensor, self.target.lanes
         if out.is_vector:  # a single row of them
-            vectors, strides = -(-rows // lanes), (0, 0, 0)
-            n_rows = 1
-            kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=False, masked=False)
+            n_rows, vectors, strides = 1, -(-t.rows // lanes), [0] * (len(inputs) + 1)
+            spread = tuple(x.tensor != t for x in inputs)
         else:
-            vectors, strides = -(-out.columns // lanes), (a.row_stride, b.row_stride, out.row_stride)
-            n_rows = rows
-            masked = self._is_masked(out)
-            kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=is_spread, masked=masked)
-        (cuts,) = self._begin([a, b], out, np.full(n_rows, STORING * vectors))
+            n_rows, vectors = t.rows, -(-out.columns // lanes)
+            strides = [x.row_stride if x.tensor.rows == t.rows else 0 for x in (*inputs, out)]
+            spread = tuple((x.tensor.height, x.tensor.width) != (t.height, t.width) for x in inputs)
+        masked = self._is_masked(out)
+        kernel = elements(self.kernels, lanes=lanes, op=op.op, act=op.act, spread=spread, masked=masked)
+        (cuts,) = self._begin(inputs, out, np.full(n_rows, STORING * vectors))
+        pointers = [self._at(place) for place in (*inputs, out)]
         sizes = [self._i(each) for each in (vectors, *strides)]
-        self._call(kernel, [self._at(a), self._at(b), self._at(out), self._mask(out), *self._range(cuts), *sizes])
+        self._call(kernel, [*pointers, self._mask(out), *self._range(cuts), *sizes])
 
     def _cat(self, inputs: Sequence[Place], out: Place) -> None:
         starts = np.cumsum([0, *(x.tensor.rows for x in inputs)])

@@ -1,6 +1,6 @@
-"""Moving and reducing: strided copies, gathering, looking up, elements, the mean over places."""
+"""Moving and reducing: strided copies, gathering, looking up, elements, reductions over places."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -96,28 +96,34 @@ def embedding(kernels: Kernels) -> Value:
     return kernels.get(("embedding",), [POINTER] * 3 + [I64] * 6, emit)
 
 
-def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: bool, masked: bool) -> Value:
-    """y = act(a op b), vector by vector; f(a, b, y, mask, low, high, n_vectors, a_stride, b_stride, y_stride).
+def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: tuple[bool, ...], masked: bool) -> Value:
+    """y = act(op of the inputs), vector by vector; f(inputs, y, mask, low, high, n_vectors, their strides, y_stride).
 
-    Rows run over [low, high). spread: b has one number a row, b_stride apart.
+    Rows run over [low, high). spread: for each input, whether it has one number a row, its stride apart.
     """
+    n = len(spread)
 
     def emit(code: Code, args: Sequence[Value]) -> None:
-        a, other, y, mask, low, high, n_vectors, a_stride, other_stride, y_stride = args
+        inputs, (y, mask, low, high, n_vectors), strides, y_stride = (
+            args[:n],
+            args[n : n + 5],
+            args[n + 5 : -1],
+            args[-1],
+        )
         b, c = code.b, code.const
         kind = vector(lanes)
 
         def row(r: Value, _: list[Value]) -> list[Value]:
-            at = code.at(other, b.mul(r, other_stride))
-            single = code.splat(code.load(at), lanes) if spread else None
+            rows = [code.at(at, b.mul(r, stride)) for at, stride in zip(inputs, strides, strict=True)]
+            single = [code.splat(code.load(at), lanes) if wide else None for at, wide in zip(rows, spread, strict=True)]
 
             def column(j: Value, _: list[Value]) -> list[Value]:
                 start = b.mul(j, c(lanes))
-                value = code.load(code.at(a, b.mul(r, a_stride), start), kind)
-                if op != "none":
-                    second = single if single is not None else code.load(code.at(at, start), kind)
-                    value = _combine(code, op, value, second)
-                value = activate(code, value, act)
+                terms = [
+                    code.load(code.at(at, start), kind) if one is None else one
+                    for at, one in zip(rows, single, strict=True)
+                ]
+                value = activate(code, _combine(code, op, *terms), act)
                 if masked:
                     value = b.select(load_mask(code, mask, start, lanes), value, code.number(0.0, value))
                 code.store(value, code.at(y, b.mul(r, y_stride), start))
@@ -128,45 +134,68 @@ def elements(kernels: Kernels, *, lanes: int, op: str, act: str, spread: bool, m
 
         code.loop(low, high, row)
 
-    key = ("elements", lanes, op, act, *(["spread"] if spread else []), *(["mask"] if masked else []))
-    return kernels.get(key, [POINTER] * 4 + [I64] * 6, emit)
+    key = ("elements", lanes, op, act, *("spread" if wide else "" for wide in spread), *(["mask"] if masked else []))
+    return kernels.get(key, [POINTER] * (n + 2) + [I64] * (n + 4), emit)
 
 
-def _combine(code: Code, op: str, a: Value, b: Value) -> Value:
-    match op:
-        case "add":
-            return code.b.fadd(a, b)
-        case "sub":
-            return code.b.fsub(a, b)
-        case "mul":
-            return code.b.fmul(a, b)
-        case "max":
-            return code.intrinsic("maximum", a, b)
-        case _:
-            raise AssertionError(op)
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
-def mean(kernels: Kernels, *, lanes: int) -> Value:
-    """The mean of each row's places; f(x, y, mask, low, high, n_vectors, x_stride, y_stride, n_places)."""
+def _combine(code: Code, op: str, a: Value, *others: Value) -> Value:
+    b = code.b
+    match op, others:
+        case "none", ():
+            return a
+        case "add", (other,):
+            return b.fadd(a, other)
+        case "sub", (other,):
+            return b.fsub(a, other)
+        case "mul", (other,):
+            return b.fmul(a, other)
+        case "div", (other,):
+            return b.fdiv(a, other)
+        case "max" | "min", (other,):
+            return code.intrinsic(f"{op}imum", a, other)
+        case "where", (yes, no):
+            return b.select(b.fcmp_unordered("!=", a, code.number(0.0, a)), yes, no)
+        case _, (other,):
+            compare = b.fcmp_unordered if op == "ne" else b.fcmp_ordered  # NaN is unequal to all, itself included
+            return b.select(compare(COMPARISONS[op], a, other), code.number(1.0, a), code.number(0.0, a))
+    raise AssertionError(op)
+
+
+# What a reduction begins with, and its step.
+REDUCTIONS: dict[str, tuple[float, Callable[[Code, Value, Value], Value]]] = {
+    "mean": (0.0, lambda code, a, b: code.b.fadd(a, b)),
+    "sum": (0.0, lambda code, a, b: code.b.fadd(a, b)),
+    "max": (float("-inf"), lambda code, a, b: code.intrinsic("maximum", a, b)),
+    "min": (float("inf"), lambda code, a, b: code.intrinsic("minimum", a, b)),
+}
+
+
+def reduce_places(kernels: Kernels, *, how: str, lanes: int) -> Value:
+    """Of each row's places; f(x, y, mask, low, high, n_vectors, x_stride, y_stride, n_places)."""
+    first, step = REDUCTIONS[how]
 
     def emit(code: Code, args: Sequence[Value]) -> None:
         x, y, mask, low, high, n_vectors, x_stride, y_stride, n_places = args
         b, c = code.b, code.const
-        zero = code.splat(ir.Constant(F32, 0.0), lanes)
+        nothing = code.splat(ir.Constant(F32, first), lanes)
 
         def row(r: Value, _: list[Value]) -> list[Value]:
             def column(j: Value, acc: list[Value]) -> list[Value]:
                 start = b.mul(j, c(lanes))
                 value = code.load(code.at(x, b.mul(r, x_stride), start), vector(lanes))
-                return [b.fadd(acc[0], b.select(load_mask(code, mask, start, lanes), value, zero))]
+                return [step(code, acc[0], b.select(load_mask(code, mask, start, lanes), value, nothing))]
 
-            (total,) = code.loop(c(0), n_vectors, column, [zero])
+            (total,) = code.loop(c(0), n_vectors, column, [nothing])
             lane = [b.extract_element(total, c(i)) for i in range(lanes)]
             while len(lane) > 1:  # in a tree, so that rounding grows with the logarithm
-                lane = [b.fadd(p, q) for p, q in zip(lane[::2], lane[1::2], strict=True)]
-            code.store(b.fdiv(lane[0], b.sitofp(n_places, F32)), code.at(y, b.mul(r, y_stride)))
+                lane = [step(code, p, q) for p, q in zip(lane[::2], lane[1::2], strict=True)]
+            found = b.fdiv(lane[0], b.sitofp(n_places, F32)) if how == "mean" else lane[0]
+            code.store(found, code.at(y, b.mul(r, y_stride)))
             return []
 
         code.loop(low, high, row)
 
-    return kernels.get(("mean", lanes), [POINTER] * 3 + [I64] * 6, emit)
+    return kernels.get((how, "places", lanes), [POINTER] * 3 + [I64] * 6, emit)
