@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from lighten.errors import ArtifactError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
-from lighten.runtime.native.engine import Engine, aligned
+from lighten.runtime.native.batch import Batched, engine_for, side_by_side
+from lighten.runtime.native.emit.blob import aligned
+from lighten.runtime.native.engine import Engine
 from lighten.runtime.native.jit import host_target
 from lighten.runtime.native.packed import Array
 from lighten.runtime.native.program import Program
@@ -51,9 +53,43 @@ def guarded_run(
     threads: int,
 ) -> list[Array]:
     """All samples at once, then each on its own, with every layer shared and canaries on both sides of every arena."""
+    engine = Engine(program, stored, shapes, threads=threads, target=target_of_lanes(lanes))
+    arenas = guard_(engine)
+    outputs = engine([x.numpy() for x in inputs])
+    for i in range(len(inputs[0])):
+        alone = engine([x[i : i + 1].numpy() for x in inputs])
+        for one, all_of_it in zip(alone, outputs, strict=True):
+            np.testing.assert_array_equal(one[0], all_of_it[i])
+    assert_untouched(arenas)
+    return outputs
+
+
+def guarded_batch(
+    program: Program,
+    stored: Stored,
+    inputs: Sequence[Tensor],
+    shapes: Sequence[tuple[int, ...]],
+    lanes: int,
+    threads: int,
+) -> list[Array]:
+    """Samples side by side where the program allows it, with canaries around the arenas of every way."""
+    found = engine_for(program, stored, shapes, threads=threads, target=target_of_lanes(lanes))
+    engines = [way.engine for way in found.ways] if isinstance(found, Batched) else [found]
+    arenas = [guard_(engine) for engine in engines]
+    outputs = found([x.numpy() for x in inputs])
+    for each in arenas:
+        assert_untouched(each)
+    return outputs
+
+
+def target_of_lanes(lanes: int) -> Target:
+    """The host's, with at most that many lanes and every layer shared."""
     host = host_target()
-    target = Target(min(lanes, host.lanes), host.registers, barrier=0)
-    engine = Engine(program, stored, shapes, threads=threads, target=target)
+    return Target(min(lanes, host.lanes), host.registers, barrier=0)
+
+
+def guard_(engine: Engine) -> list[Array]:
+    """The arenas that the engine will make, each between canaries."""
     arenas = []
     inner = engine.new_data
 
@@ -66,15 +102,13 @@ def guarded_run(
         return outer[CANARY:-CANARY]
 
     engine.new_data = guarded  # type: ignore[method-assign]
-    outputs = engine([x.numpy() for x in inputs])
-    for i in range(len(inputs[0])):
-        alone = engine([x[i : i + 1].numpy() for x in inputs])
-        for one, all_of_it in zip(alone, outputs, strict=True):
-            np.testing.assert_array_equal(one[0], all_of_it[i])
+    return arenas
+
+
+def assert_untouched(arenas: Sequence[Array]) -> None:
     for arena in arenas:
         assert (arena[:CANARY] == 0xA5).all()
         assert (arena[-CANARY:] == 0xA5).all()
-    return outputs
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -122,3 +156,5 @@ def damage_and_run(data: st.DataObject, plan: Program, arrays: Mapping[str, Arra
     inputs = [torch.randn(2, *dataclasses.astuple(sizes)) for sizes in program.inputs]
     shapes = [dataclasses.astuple(program.tensors[at]) for at in program.outputs]
     guarded_run(program, stored, inputs, shapes, lanes=16, threads=2)
+    if side_by_side(program, 2) is not None:
+        guarded_batch(program, stored, inputs, shapes, lanes=16, threads=2)

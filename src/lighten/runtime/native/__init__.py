@@ -20,6 +20,7 @@ from lighten.runtime.native.stored import read_stored
 from lighten.runtime.spec import BATCH, TensorSpec
 
 if TYPE_CHECKING:
+    from lighten.runtime.native.batch import Batched
     from lighten.runtime.native.engine import Engine
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
@@ -49,13 +50,13 @@ def load_engine(
     *,
     prefix: str = "",
     lingers: bool = True,
-) -> "Engine":
+) -> "Engine | Batched":
     """The program in folder, compiled. prefix: of the names of its files. lingers: see Engine.
 
     Raises:
         ArtifactError: the files hold no program for these inputs and outputs.
     """
-    from lighten.runtime.native.engine import Engine
+    from lighten.runtime.native.batch import engine_for
 
     try:
         program = Program.from_json((folder / (prefix + PLAN)).read_bytes())
@@ -70,7 +71,7 @@ def load_engine(
     except ArtifactError as error:
         raise ArtifactError(f"Cannot load the native program in '{folder}': {error}") from error
     shapes: Any = [spec.shape[1:] for spec in outputs]
-    return Engine(program, stored, shapes, threads=threads, lingers=lingers)
+    return engine_for(program, stored, shapes, threads=threads, lingers=lingers)
 
 
 def describe() -> Description:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from lighten.runtime.native.emit.blob import LINE, Blob
+from lighten.runtime.native.emit.blob import LINE, Blob, aligned
 from lighten.runtime.native.emit.code import Kernels
 from lighten.runtime.native.emit.entry import add_entry, end_of
 from lighten.runtime.native.emit.network import Network
@@ -63,7 +63,9 @@ class Job:
 class Engine:
     """Call with one array for each input, [n, ...]; returns one of float32 for each output. Thread-safe.
 
-    shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep.
+    shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep. blob: of
+    constants, None = its own. are_samples: whether the places of inputs and outputs are samples, as the caller's arrays
+    have them: one sample's numbers after another's (batch.py).
     """
 
     def __init__(
@@ -75,20 +77,20 @@ class Engine:
         threads: int = 1,
         target: Target | None = None,
         lingers: bool = True,
+        blob: Blob | None = None,
+        are_samples: bool = False,
     ) -> None:
         assert len(shapes) == len(program.outputs)
-        kernels, blob, target = Kernels(ir.Module()), Blob(), target or host_target()
-        network = Network(kernels, blob, program, stored, target=target, threads=threads)
+        kernels, blob, target = Kernels(ir.Module()), blob or Blob(), target or host_target()
+        network = Network(kernels, blob, program, stored, target=target, threads=threads, are_samples=are_samples)
         add_entry(kernels, network.stages, threads, lingers=lingers)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
         self.n_stages = len(network.stages)
         self._written = network.written
         self.pace = Pace() if threads > 1 and network.work >= WAKE * target.barrier else None
-        self._constants, self._bell = aligned(blob.size), aligned(LINE)
-        blob.fill(self._constants)
+        self.blob, self._bell = blob, aligned(LINE)
         self._code = compile_ir(str(kernels.module))
         self._run = SIGNATURE(self._code.get_function_address("run"))
-        self._addresses = address(self._constants), address(self._bell)
         self._idle: list[Arena] = []
         self._teams: dict[int, _Team] = {}
 
@@ -102,7 +104,7 @@ class Engine:
         is_shared = self.pace is not None and rest > 0 and self.pace.shares()
         n_split, n_threads = (n - rest, self.n_threads) if is_shared else (n, min(n, self.n_threads))
         arena, started = self._take(), time.perf_counter_ns()
-        (data, cells), (constants, bell) = arena.addresses, self._addresses
+        (data, cells), constants, bell = arena.addresses, address(self.blob.memory), address(self._bell)
         call = (data, constants, ctypes.addressof(io), n_split, n)
         if n_threads > 1:
             team = self._team()
@@ -129,7 +131,7 @@ class Engine:
         team = self._teams.get(os.getpid())
         if team is None:
             team = self._teams.setdefault(os.getpid(), _Team(self.n_threads - 1))
-            team.start(self._run, self._idle, (self._code, self._constants, self._bell))
+            team.start(self._run, self._idle, (self._code, self.blob, self._bell))
             weakref.finalize(self, team.end)
         return team
 
@@ -183,10 +185,3 @@ def address(array: Array) -> int:
     """Where array lies in memory."""
     at: int = array.ctypes.data
     return at
-
-
-def aligned(size: int) -> Array:
-    """uint8 zeros, size of them, from a cache line's start on."""
-    raw = np.zeros(size + LINE, np.uint8)
-    start = -raw.ctypes.data % LINE
-    return raw[start : start + size]

@@ -52,7 +52,7 @@ Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride
 class Network:
     """Emits `stages`, functions of PART that make a sample's outputs when they are called in order.
 
-    work: of a sample, in operations on vectors, roughly.
+    work: of a sample, in operations on vectors, roughly. are_samples: whether places are, in what the caller gives.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class Network:
         *,
         target: Target,
         threads: int,
+        are_samples: bool = False,
     ) -> None:
         self.kernels, self.blob, self.program, self.stored = kernels, blob, program, stored
-        self.target, self.n_threads = target, threads
+        self.target, self.n_threads, self.are_samples = target, threads, are_samples
         self.layout: Layout = make_layout(program)
         self.kept: dict[tuple[Any, ...], Array] = {}
         self.stages: list[Value] = []
@@ -371,13 +372,13 @@ class Network:
 
     def _input(self, i: int) -> None:
         place = self.layout.places[i]
-        axes = _port_axes(place)
+        axes = _port_axes(place, self.are_samples)
         (cuts,) = self._begin([], place, _copying(axes))
         self._copy(self._port(i, place), self._at(place), axes, cuts)
 
     def _output(self, i: int) -> None:
         place = self.layout.places[self.program.outputs[i]]
-        axes = [(n, y, x) for n, x, y in _port_axes(place)]
+        axes = [(n, y, x) for n, x, y in _port_axes(place, self.are_samples)]
         (cuts,) = self._begin([place], None, _copying(axes))
         self._copy(self._at(place), self._port(len(self.program.inputs) + i, place), axes, cuts)
 
@@ -433,9 +434,11 @@ def _copying(axes: Axes) -> Array:
     return np.full(n, max(0, lines) * (max(0, line) + STORING))
 
 
-def _port_axes(place: Place) -> Axes:
-    """From the caller's array into the arena, for each axis of a sample."""
+def _port_axes(place: Place, are_samples: bool) -> Axes:
+    """From the caller's array into the arena, for each axis of a sample, or of places that are samples."""
     t = place.tensor
+    if are_samples:
+        return [(t.rows, 1, place.row_stride), (1, 0, 0), (t.width, t.rows, 1)]
     if place.is_vector:
         return [(1, 0, 0), (1, 0, 0), (t.rows, 1, 1)]
     return [(t.rows, t.height * t.width, place.row_stride), (t.height, t.width, place.pitch), (t.width, 1, 1)]
