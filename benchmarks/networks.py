@@ -1,4 +1,4 @@
-"""The networks that benchmarks run besides the built-in ones: written plainly, with random weights.
+"""The networks that benchmarks run besides the built-in ones: written plainly, with random weights or with real ones.
 
 Sources: those of lighten.tasks.networks; Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2);
 Shi et al., "An End-to-End Trainable Neural Network for Image-based Sequence Recognition" (CRNN).
@@ -45,6 +45,25 @@ class CRNN(nn.Module):
         along = self.cnn(x).permute(0, 3, 1, 2).flatten(2)  # [n, 32, 512]
         logits: Tensor = self.fc(self.rnn(along)[0])
         return logits
+
+
+def mlp() -> nn.Sequential:
+    """Logits [n, 10] of x [n, 784]."""
+    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+
+
+def mobilenetv2_imagenet() -> nn.Module:
+    """MobileNetV2 with ImageNet weights: logits [n, 1000] of x [n, 3, 224, 224]; needs what pretrained.py does."""
+    from pretrained import mobilenetv2
+
+    return mobilenetv2().model
+
+
+def minilm() -> nn.Module:
+    """all-MiniLM-L6-v2 with its weights: [n, 128, 384] of tokens [n, 128]; needs what weight_only.py does."""
+    from weight_only import Hidden, load_encoder
+
+    return Hidden(load_encoder().model).eval()
 
 
 class GPT(nn.Module):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lighten
 from lighten.errors import ArtifactError, ConfigError
 from lighten.runtime.measure import (
     LatencySample,
     alternate,
+    inputs_file,
     mean_ratio_interval,
     measure_latency,
+    measure_workers,
     pooled,
     ratio_interval,
 )
@@ -279,3 +283,25 @@ def test_scalars_stay_scalars(tmp_path: Path) -> None:
     found = measure_latency({"two": tmp_path / "two"}, [np.asarray(a), np.asarray(b)], threads=1, processes=1, blocks=1)
     assert [output.item() for output in found["two"].outputs] == [5.0, 1.0]
     assert [output.item() for output in load(tmp_path / "two")(a, b)] == [5.0, 1.0]
+
+
+def test_a_contender_may_be_any_module_and_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "peer.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from safetensors.numpy import load_file, save_file\n"
+        "from lighten.runtime.worker import serve\n"
+        "def load(job):\n"
+        "    doubled = 2 * load_file(job['inputs'])['#0']\n"
+        "    save_file({'#0': doubled}, job['outputs'])\n"
+        "    return lambda: doubled + 1, {'import_ms': 1.0, 'load_ms': 2.0, 'first_call_ms': 3.0}\n"
+        "serve(load)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(lighten.__file__).parents[1])])
+    how: dict[str, Any] = {"module": "peer", "python": sys.executable, "environment": {"PYTHONPATH": path}}
+    with inputs_file([X]) as inputs:
+        start = {"peer": partial(Worker, "peer", tmp_path, inputs, 1, **how)}
+        (sample,) = measure_workers(start, processes=2, blocks=2, min_block_ms=1.0).values()
+    np.testing.assert_array_equal(sample.outputs[0], 2 * X)
+    assert sample.start_up[1:] == (1.0, 2.0, 3.0)
+    assert [len(rounds) for rounds in sample.blocks_ms] == [2, 2]

@@ -16,6 +16,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -166,15 +167,28 @@ def measure_latency(
         ConfigError: processes, blocks or min_block_ms is not positive, or there is nothing to time. ArtifactError: a
         worker failed or died; the message ends with what it said last.
     """
-    if not artifacts or processes < 1 or blocks < 1 or min_block_ms <= 0:
+    of_each = {name: threads if isinstance(threads, int) else threads[name] for name in artifacts}
+    with inputs_file(inputs) as file:
+        start = {name: partial(Worker, name, Path(path), file, of_each[name]) for name, path in artifacts.items()}
+        return measure_workers(start, processes=processes, blocks=blocks, min_block_ms=min_block_ms)
+
+
+def measure_workers(
+    start: Mapping[str, Callable[[], Worker]], *, processes: int = 5, blocks: int = 4, min_block_ms: float = 20.0
+) -> dict[str, LatencySample]:
+    """As measure_latency, of processes that may run anything.
+
+    Raises:
+        ConfigError: processes, blocks or min_block_ms is not positive, or there is nothing to time. ArtifactError: a
+        worker failed or died; the message ends with what it said last.
+    """
+    if not start or processes < 1 or blocks < 1 or min_block_ms <= 0:
         raise ConfigError(
-            f"Cannot time {len(artifacts)} artifacts in {processes} processes, {blocks} blocks of {min_block_ms} ms "
+            f"Cannot time {len(start)} artifacts in {processes} processes, {blocks} blocks of {min_block_ms} ms "
             "each. Every one of these must be positive."
         )
-    of_each = {name: threads if isinstance(threads, int) else threads[name] for name in artifacts}
-    with _inputs_file(inputs) as inputs_file:
-        taken = [_take(artifacts, inputs_file, of_each, blocks, min_block_ms) for _ in range(processes)]
-    return {name: _sample([each[name] for each in taken]) for name in artifacts}
+    taken = [_take(start, blocks, min_block_ms) for _ in range(processes)]
+    return {name: _sample([each[name] for each in taken]) for name in start}
 
 
 class _Taken(NamedTuple):
@@ -184,14 +198,9 @@ class _Taken(NamedTuple):
     worker: Worker
 
 
-def _take(
-    artifacts: Mapping[str, Path], inputs_file: Path, threads: Mapping[str, int], blocks: int, min_block_ms: float
-) -> dict[str, _Taken]:
+def _take(start: Mapping[str, Callable[[], Worker]], blocks: int, min_block_ms: float) -> dict[str, _Taken]:
     with contextlib.ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(Worker(name, Path(path), inputs_file, threads[name]))
-            for name, path in artifacts.items()
-        }
+        workers = {name: stack.enter_context(begin()) for name, begin in start.items()}
         blocks_ms = alternate(workers, blocks, min_block_ms)
     return {name: _Taken(tuple(blocks_ms[name]), worker) for name, worker in workers.items()}
 
@@ -219,7 +228,8 @@ def alternate(workers: Mapping[str, Worker], blocks: int, min_block_ms: float) -
 
 
 @contextlib.contextmanager
-def _inputs_file(inputs: Sequence[Array] | Mapping[str, Array]) -> Iterator[Path]:
+def inputs_file(inputs: Sequence[Array] | Mapping[str, Array]) -> Iterator[Path]:
+    """A file from which a Worker reads inputs, while the context lasts."""
     from safetensors.numpy import save_file
 
     by_name = dict(inputs) if isinstance(inputs, Mapping) else {f"#{i}": array for i, array in enumerate(inputs)}

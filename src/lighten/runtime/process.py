@@ -25,16 +25,22 @@ class Process:
     """``python -m module``, for work on what is called name; a context manager that ends it.
 
     threads: what OpenMP is told, before the process imports anything that uses it. limit_s: for an answer; a process
-    that takes longer hangs, and is ended. environment: more variables.
+    that takes longer hangs, and is ended. environment: more variables. python: another interpreter.
     """
 
     def __init__(
-        self, module: str, name: str, threads: int, limit_s: float = LIMIT_S, environment: Mapping[str, str] = NONE
+        self,
+        module: str,
+        name: str,
+        threads: int,
+        limit_s: float = LIMIT_S,
+        environment: Mapping[str, str] = NONE,
+        python: str = sys.executable,
     ) -> None:
         self.name, self.limit_s = name, limit_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill and block; close() closes it
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [python, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -4,7 +4,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -30,6 +30,8 @@ class StartUp(NamedTuple):
 class Worker(Process):
     """One artifact in one process, warmed up. It runs only while it is asked something.
 
+    module: what the process runs, another that speaks as lighten.runtime.worker does. process: how, see Process.
+
     start_up: how long it took. peak_bytes: the most memory that the process held, as of the last block. energies_mj:
     millijoules a call, one a block, where they can be read. outputs: of the first call, in the artifact's order.
 
@@ -37,9 +39,17 @@ class Worker(Process):
         ArtifactError: the artifact cannot be read, loaded or run, or the process dies.
     """
 
-    def __init__(self, name: str, artifact: Path, inputs_file: Path, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        artifact: Path,
+        inputs_file: Path,
+        threads: int,
+        module: str = "lighten.runtime.worker",
+        **process: Any,
+    ) -> None:
         started = time.perf_counter()
-        super().__init__("lighten.runtime.worker", name, threads)
+        super().__init__(module, name, threads, **process)
         self.peak_bytes = 0
         self.energies_mj: list[float] = []
         self._meter = energy_meter()

@@ -26,14 +26,25 @@ STABLE_WITHIN = 0.05
 WARM_UP_SECONDS = 1.0
 
 
+Load = Callable[[dict[str, Any]], tuple[Callable[[], Any], dict[str, Any]]]
+
+
 def main() -> None:
-    """Answer jobs on stdin until it closes. What libraries print to stdout goes to stderr."""
+    """Answer jobs about artifacts."""
+    serve(_load)
+
+
+def serve(load: Load) -> None:
+    """Answer jobs on stdin until it closes. What libraries print to stdout goes to stderr.
+
+    load: from a job to the call that is to be timed, once called, and what loading took.
+    """
     die_with_the_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
     try:
-        call, report = _load(job)
+        call, report = load(job)
     except LightenError as error:
         _answer(answers, {"error": str(error)})
         return

@@ -63,9 +63,9 @@ class Job:
 class Engine:
     """Call with one array for each input, [n, ...]; returns one of float32 for each output. Thread-safe.
 
-    shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep. blob: of
-    constants, None = its own. are_samples: whether the places of inputs and outputs are samples, as the caller's arrays
-    have them: one sample's numbers after another's (batch.py).
+    shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep. blob:
+    of constants, None = its own. are_samples: whether the places of inputs and outputs are samples, as the caller has
+    them: one sample's numbers after another's (batch.py).
     """
 
     def __init__(
