@@ -31,6 +31,7 @@ ELEMENTS: dict[str, Function] = {
     "prelu": lambda x: F.prelu(x, torch.linspace(-1, 1, x.shape[1])),
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 2.0),
     "clamp": lambda x: x.clamp(max=0.25),
+    "between": lambda x: x.clamp(x[:, :1], x[..., :1]),
     "logsigmoid": F.logsigmoid,
     "softsign": F.softsign,
     "hardshrink": F.hardshrink,
@@ -182,7 +183,7 @@ def test_masks_of_attention(tmp_path: Path) -> None:
         close(torch.from_numpy(got), want)
 
 
-NETWORKS = ["alexnet", "vgg", "instance-norm", "inception", "unet", "fpn", "gpt2", "llama", "gru", "crnn", "conformer"]
+NETWORKS = ["alexnet", "vgg", "instance-norm", "inception", "unet", "fpn", "gpt2", "llama", "conformer"]
 NETWORKS += ["wavenet", "products", "linear-attention", "cosine-attention"]
 
 
@@ -206,6 +207,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "length": (lambda x: torch.linalg.vector_norm(x, 3.0, 1), "ord=3"),
     "exponent": (lambda x: x**64, "exponent 64"),
     "volume": (lambda x: F.max_pool3d(x[:, None], 2), "max_pool3d"),
+    "3d": (lambda x: F.conv3d(x[:, None], torch.ones(1, 1, 2, 2, 2)), "aten.conv3d"),
 }
 
 

@@ -192,8 +192,9 @@ def test_zeros_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_compute_is_named() -> None:
-    for model, name in ((nn.Conv3d(2, 2, 3), "convolution"), (nn.MaxPool3d(2), "max_pool3d")):
-        x = torch.randn(2, 2, 6, 6, 6)
+    layers = ((nn.Conv3d(2, 2, 3), "conv3d"), (nn.MaxPool3d(2), "max_pool3d"), (nn.GRU(6, 3, batch_first=True), "gru"))
+    for model, name in layers:
+        x = torch.randn(2, 2, 6) if name == "gru" else torch.randn(2, 2, 6, 6, 6)
         with pytest.raises(CaptureError, match=name):
             to_native(capture(model, (x,)), (x,))
 

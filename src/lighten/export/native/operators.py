@@ -157,6 +157,14 @@ def _reversed_subtraction(reader: Reader, node: fx.Node, given: dict[str, Any]) 
     return combined(reader, "sub", given["other"], given["self"])
 
 
+def _clamped(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
+    """Between limits that are tensors."""
+    x: Ids = given["self"]
+    for op, limit in (("max", given["min"]), ("min", given["max"])):
+        x = x if limit is None else combined(reader, op, x, limit)
+    return x
+
+
 def _sign(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     is_above, is_below = (combined(reader, op, given["self"], 0.0) for op in ("gt", "lt"))
     return combined(reader, "sub", is_above, is_below)
@@ -508,6 +516,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.rsub.Scalar: _reversed_subtraction,
     aten.div.Tensor: _division,
     aten.neg.default: _negation,
+    aten.clamp.Tensor: _clamped,
     aten.sign.default: _sign,
     aten.pow.Tensor_Scalar: _power,
     aten.isnan.default: _is_nan,
