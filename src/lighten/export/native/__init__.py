@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from torch import fx
 
 from lighten.errors import CaptureError
-from lighten.export.native import axes, operators, products
+from lighten.export.native import attention, axes, operators, products, reductions
 from lighten.export.native.divide import MEASURED, HandOver, Write
 from lighten.export.native.mixed import to_parts
 from lighten.export.native.reader import LIKE, MOVES, Reader, RefusalError
@@ -26,7 +26,8 @@ WHOLE = {
     *(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
     *(aten.conv3d.default, aten.conv_transpose3d.input),
 }
-HANDLERS = {**operators.HANDLERS, **axes.HANDLERS, **products.HANDLERS}
+FILES = (operators, reductions, attention, axes, products)
+HANDLERS = {target: handler for file in FILES for target, handler in file.HANDLERS.items()}
 
 
 def to_native(

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from lighten.export.native.ids import Ids, batch_of, by_rows, in_rows, one_sample
-from lighten.export.native.operators import made, pooled, reduced
+from lighten.export.native.operators import made, pooled
 from lighten.export.native.products import best_block
 from lighten.export.native.reader import Handler, Reader, must
+from lighten.export.native.reductions import reduced
 from lighten.runtime.native.packed import pack
 from lighten.runtime.native.program import Conv
 

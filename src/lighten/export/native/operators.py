@@ -1,7 +1,9 @@
-"""What each operator becomes: (reader, node, its arguments as values) to the value of what it computes."""
+"""What operators on single numbers and windows become, and what the other files of handlers are made of.
+
+A handler: (reader, node, its arguments as values) to the value of what it computes.
+"""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, fx
 from lighten.export.native.ids import FIRST, Batch, Ids, batch_of, both_samples, by_rows, in_rows, one_sample
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
-from lighten.runtime.native.program import Elements, Embedding, Matmul, Norm, Op, Pool, Reduce, Softmax
+from lighten.runtime.native.program import Elements, Embedding, Op, Pool
 from lighten.runtime.native.program import Tensor as Sizes
 
 aten = torch.ops.aten
@@ -63,6 +65,12 @@ def pair(value: Any, ndim: int, line: int = 1) -> tuple[int, int]:
     """Of a window's height and width; line: the height's where places are one line."""
     values = [value] if isinstance(value, int) else list(value)
     return (line, values[0]) if ndim == 3 else (values[0], values[-1])
+
+
+def is_laid(reader: Reader, ids: Tensor) -> bool:
+    """Whether there is a tensor with just these rows and places."""
+    whole = reader.build.whole(ids)
+    return whole is not None and reader.build.sizes[whole].rows == len(ids)
 
 
 # Elements
@@ -258,7 +266,7 @@ def _nearest(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
     return Ids(target(given["input"].at.double(), given["output_size"], given["scale_factors"]).long())
 
 
-# Windows and reductions
+# Windows
 
 
 def _max_pool(n_axes: int) -> Handler:
@@ -301,206 +309,6 @@ def beyond_the_end(node: fx.Node, value: Ids, given: dict[str, Any]) -> list[int
     return [part for far in reach[::-1][: value.at.ndim - 2] for part in (0, far)]
 
 
-def _reduction(how: str, dims: str = "dim") -> Handler:
-    def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-        return reduced(reader, how, given["self"], given.get(dims), given.get("keepdim", False))
-
-    return handler
-
-
-def _extreme(how: str) -> Handler:
-    """The largest or smallest along an axis; not where it is."""
-
-    def handler(reader: Reader, node: fx.Node, given: dict[str, Any]) -> tuple[Ids, None]:
-        must(all(user.args[1] == 0 for user in node.users), f"the place of the {how} is not computed")
-        return reduced(reader, how, given["self"], [given["dim"]], given["keepdim"]), None
-
-    return handler
-
-
-def reduced(reader: Reader, how: str, value: Ids, dims: Sequence[int] | None, keepdim: bool) -> Ids:
-    """Along dims, all of them where there are none: of rows where the numbers lie so, else of the places of a row."""
-    batch, ndim = batch_of(value), value.at.ndim
-    over = [dim % ndim for dim in dims or range(ndim)]
-    must(batch.axis not in over, "it mixes the samples of a batch")
-    sample = one_sample(value, batch)
-    others = [axis for axis in range(ndim) if axis not in over]
-    groups = groups_of(reader, sample, others, over)
-    shape = [1 if axis in over else size for axis, size in enumerate(sample.shape)]
-    if groups is None or is_laid(reader, by_rows(sample, others)):
-        op, order = Reduce(inputs=(reader.build.lay(by_rows(sample, others)),), how=how), in_rows(shape, others)
-    else:
-        x, n_groups = reader.build.lay(by_rows(sample, [*groups, *over])), math.prod(shape[axis] for axis in groups)
-        op, order = Reduce(inputs=(x,), how=how, groups=n_groups), in_rows(shape, groups)
-    if not keepdim:
-        order = order.reshape([shape[axis] for axis in others])
-        batch = Batch(batch.axis - sum(dim < batch.axis for dim in over), batch.inner)
-    return made(reader, op, order, batch)
-
-
-def groups_of(reader: Reader, sample: Tensor, others: Sequence[int], over: Sequence[int]) -> Sequence[int] | None:
-    """Which of the other axes are groups of rows, before those of `over`, as the numbers lie; None if they do not."""
-    choices = (others[:n] for n in range(len(others) + 1))
-    return next((each for each in choices if is_laid(reader, by_rows(sample, [*each, *over]))), None)
-
-
-def _variance(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    x, dims = given["self"], given["dim"] or range(given["self"].at.ndim)
-    n = math.prod(x.at.shape[dim] for dim in dims)
-    correction = 1 if given["correction"] is None else given["correction"]
-    distance = combined(reader, "sub", x, reduced(reader, "mean", x, dims, True))
-    mean = reduced(reader, "mean", combined(reader, "mul", distance, distance), dims, given["keepdim"])
-    return combined(reader, "mul", mean, n / max(n - correction, 0) if n > correction else math.inf)
-
-
-def _length(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    """The norm of vectors."""
-    x, order = given["self"], given["ord"]
-    must(order in (1, 2, math.inf) and given["dtype"] is None, f"ord={order}, dtype={given['dtype']}")
-    terms = combined(reader, "mul", x, x) if order == 2 else activated(reader, x, "abs")
-    how = "max" if order == math.inf else "sum"
-    found = reduced(reader, how, terms, given["dim"], given["keepdim"])
-    return activated(reader, found, "sqrt") if order == 2 else found
-
-
-# Along the rows of each place, and products of activations
-
-
-def _layer_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    return normalized_rows(reader, given, given["eps"], given["bias"])
-
-
-def _rms_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    eps = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
-    return normalized_rows(reader, given, eps, None, centered=False)
-
-
-def normalized_rows(
-    reader: Reader, given: dict[str, Any], eps: float, bias: Tensor | None, centered: bool = True
-) -> Ids:
-    """Along the last axes, those of normalized_shape."""
-    build, batch = reader.build, batch_of(given["input"])
-    sample, shape, weight = one_sample(given["input"], batch), given["normalized_shape"], given["weight"]
-    axes = [sample.ndim - len(shape) + i for i in range(len(shape))]
-    must(batch.axis not in axes, "it mixes the samples of a batch")
-    x = build.lay(by_rows(sample, axes))
-    tables = [torch.ones(list(shape)) if weight is None else weight, torch.zeros(list(shape)) if bias is None else bias]
-    scale, shift = (build.lay(reader.ids(table.reshape(-1, 1)).at) for table in tables)
-    op = Norm(inputs=(x, scale, shift), eps=eps, centered=centered)
-    return made(reader, op, in_rows(sample.shape, axes), batch)
-
-
-def _group_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    return normalized_groups(reader, given, given["num_groups"])
-
-
-def _instance_norm(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    must(given["use_input_stats"], "it normalizes by statistics of training")
-    return normalized_groups(reader, given, given["input"].at.shape[1])
-
-
-def normalized_groups(reader: Reader, given: dict[str, Any], groups: int) -> Ids:
-    """Groups of channels, with all of their places, to mean 0 and variance 1; then a scale and a shift a channel."""
-    x, shape = given["input"], [1, -1] + [1] * (given["input"].at.ndim - 2)
-    distance = combined(reader, "sub", x, mean_of_groups(reader, x, groups))
-    variance = mean_of_groups(reader, combined(reader, "mul", distance, distance), groups)
-    factor = activated(reader, combined(reader, "add", variance, given["eps"]), "rsqrt")
-    if given["weight"] is not None:
-        factor = combined(reader, "mul", factor, given["weight"].reshape(shape))
-    scaled = combined(reader, "mul", distance, factor)
-    return scaled if given["bias"] is None else combined(reader, "add", scaled, given["bias"].reshape(shape))
-
-
-def mean_of_groups(reader: Reader, x: Ids, groups: int) -> Ids:
-    """[n, channels, 1, …] of x [n, channels, …]: first of the places of a channel, which lie in a row."""
-    n, channels = x.at.shape[:2]
-    means = reduced(reader, "mean", x, range(2, x.at.ndim), True) if x.at.ndim > 2 else x
-    if groups == channels:
-        return means
-    grouped = Ids(means.at.reshape(n, groups, -1))
-    mean = reduced(reader, "mean", grouped, [2], True)
-    return Ids(mean.at.expand_as(grouped.at).reshape(means.at.shape))
-
-
-def _softmax(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    return softmax_along(reader, given["self"], given["dim"])
-
-
-def softmax_along(reader: Reader, value: Ids, dim: int) -> Ids:
-    """Which of the other axes are groups of rows, and which are places, is as the numbers lie."""
-    batch = batch_of(value)
-    sample, dim = one_sample(value, batch), dim % value.at.ndim
-    must(batch.axis != dim, "it mixes the samples of a batch")
-    groups = groups_of(reader, sample, [axis for axis in range(sample.ndim) if axis != dim], [dim]) or []
-    axes = [*groups, dim]
-    op = Softmax(inputs=(reader.build.lay(by_rows(sample, axes)),), groups=math.prod(sample.shape[a] for a in groups))
-    return made(reader, op, in_rows(sample.shape, axes), batch)
-
-
-def _log_softmax(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    """Not the logarithm of a softmax, whose small values are 0."""
-    x, dims = given["self"], [given["dim"]]
-    below = combined(reader, "sub", x, reduced(reader, "max", x, dims, True))
-    total = reduced(reader, "sum", activated(reader, below, "exp"), dims, True)
-    return combined(reader, "sub", below, activated(reader, total, "log"))
-
-
-def is_laid(reader: Reader, ids: Tensor) -> bool:
-    """Whether there is a tensor with just these rows and places."""
-    whole = reader.build.whole(ids)
-    return whole is not None and reader.build.sizes[whole].rows == len(ids)
-
-
-def multiplied(reader: Reader, a: Any, b: Any, scale: float = 1.0) -> Ids:
-    """scale · a @ b, for each index of the leading axes."""
-    build, values = reader.build, [reader.ids(a), reader.ids(b)]
-    lead = torch.broadcast_shapes(*(value.at.shape[:-2] for value in values))
-    values = [Ids(value.at.expand(*lead, *value.at.shape[-2:])) for value in values]
-    batch = batch_of(*values)
-    must(batch.axis < len(lead), "it mixes the samples of a batch")
-    left, right = (one_sample(value, batch) for value in values)
-    axes = list(range(len(lead)))
-    groups, depth, size = math.prod(left.shape[:-2]), left.shape[-1], right.shape[-1]
-    x, x_start = build.rows_of(by_rows(left, [*axes, -1]))
-    down, across = by_rows(right, [*axes, -2]), by_rows(right, [*axes, -1])
-    is_across = build.part(down, is_line=True) is None and build.part(across, is_line=True) is not None
-    w, w_start = build.rows_of(across if is_across else down, is_line=True)
-    op = Matmul(
-        inputs=(x, w),
-        starts=(x_start, w_start),
-        groups=groups,
-        depth=depth,
-        size=size,
-        across=is_across,
-        scale=scale,
-    )
-    return made(reader, op, in_rows((*left.shape[:-1], size), [*axes, -1]), batch)
-
-
-def _attention(reader: Reader, node: fx.Node, given: dict[str, Any]) -> Ids:
-    """A query that may see no key gets zeros, as in torch."""
-    query, key, value = (reader.ids(given[name]) for name in ("query", "key", "value"))
-    mask, n, m = given["attn_mask"], query.at.shape[-2], key.at.shape[-2]
-    must(given["dropout_p"] == 0, f"dropout_p={given['dropout_p']}")
-    if given["enable_gqa"]:
-        times = query.at.shape[-3] // key.at.shape[-3]
-        key, value = (Ids(each.at.repeat_interleave(times, -3)) for each in (key, value))
-    if given["is_causal"]:
-        mask = torch.ones(n, m, dtype=torch.bool).tril()
-    scale = query.at.shape[-1] ** -0.5 if given["scale"] is None else given["scale"]
-    scores = multiplied(reader, query, Ids(key.at.transpose(-1, -2)), scale)
-    if mask is None:
-        return multiplied(reader, softmax_along(reader, scores, -1), value)
-    mask_node = arguments(node)["attn_mask"]
-    is_choice = mask_node is None or mask_node.meta["val"].dtype == torch.bool
-    scores = combined(reader, *(("where", mask, scores, -math.inf) if is_choice else ("add", scores, mask)))
-    weights = softmax_along(reader, scores, -1)
-    if isinstance(mask, Ids) or not bool((mask if is_choice else mask > -math.inf).any(-1).all()):
-        sees = combined(reader, "gt", reduced(reader, "max", scores, [-1], True), -math.inf)
-        weights = combined(reader, "where", sees, weights, 0.0)
-    return multiplied(reader, weights, value)
-
-
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys([*ACTIVATIONS, *WITH_NUMBERS, aten.gelu.default], _activation),
     aten.add.Tensor: _combination("add"),
@@ -537,19 +345,4 @@ HANDLERS: dict[Any, Handler] = {
     aten.constant_pad_nd.default: _padding,
     aten.max_pool1d.default: _max_pool(1),
     aten.max_pool2d.default: _max_pool(2),
-    **dict.fromkeys([aten.mean.dim, aten.mean.default], _reduction("mean")),
-    **dict.fromkeys([aten.sum.dim_IntList, aten.sum.default], _reduction("sum")),
-    aten.amax.default: _reduction("max"),
-    aten.amin.default: _reduction("min"),
-    aten.max.dim: _extreme("max"),
-    aten.min.dim: _extreme("min"),
-    aten.var.correction: _variance,
-    aten.linalg_vector_norm.default: _length,
-    aten.layer_norm.default: _layer_norm,
-    aten.rms_norm.default: _rms_norm,
-    aten.group_norm.default: _group_norm,
-    aten.instance_norm.default: _instance_norm,
-    aten.softmax.int: _softmax,
-    aten.log_softmax.int: _log_softmax,
-    aten.scaled_dot_product_attention.default: _attention,
 }

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lighten.export.native.attention import multiplied
 from lighten.export.native.ids import FIRST, Batch, Ids, batch_of, by_rows, in_rows, one_sample
-from lighten.export.native.operators import act_of, image, made, multiplied, pair
+from lighten.export.native.operators import act_of, image, made, pair
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
 from lighten.quantize.weight_ops import dequantize_packed

@@ -1,7 +1,7 @@
 """From a graph to a program.
 
 What only moves numbers is run on their ids, what reads only constants is computed now, and every other operator has a
-handler, in operators.py or products.py.
+handler, in one of the files that to_native lists.
 """
 
 import math
