@@ -82,6 +82,6 @@ def test_moved_numbers_are_those_that_a_tensor_has(
     sample = one_sample(Ids(ids), FIRST)[0]
     at = build.lay(sample.reshape(len(sample), -1))
     program = Program.from_json(build.program((at,)).to_json())
-    stored = read_stored(program, to_arrays(program, build.stored, {}))
+    stored = read_stored(program, to_arrays(program, build.stored))
     inputs = random(0, 2, *shape)
     np.testing.assert_array_equal(run(program, stored, inputs, tuple(x.shape[1:]), counts=(1, threads)).numpy(), x)

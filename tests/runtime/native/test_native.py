@@ -19,7 +19,7 @@ import lighten
 from lighten.errors import ArtifactError, CaptureError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
-from lighten.runtime.native.packed import Grid, index_type, pack, read_packed
+from lighten.runtime.native.packed import index_type, pack, read_packed
 from lighten.runtime.native.program import Conv, Elements, Pool, Program, Reduce
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.schedule import Target, tile
@@ -213,23 +213,25 @@ def plan() -> Program:
     conv = Conv(inputs=(0,), weight="w", rows=6, block=4, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
     pool = Pool(inputs=(1,), mode="max", kernel=(3, 3), stride=(1, 1), padding=(1, 1))
     return Program(
-        (Sizes(3, 9, 9),), (conv, pool, Conv(inputs=(2, 1), weight="v", rows=6, block=1), Reduce(inputs=(3,))), (4,)
+        (Sizes(3, 9, 9),),
+        (conv, pool, Conv(inputs=(2, 1), weight="v", rows=6, block=1, bits=3), Reduce(inputs=(3,))),
+        (4,),
     )
 
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
-    arrays = {k: v for n, w in WEIGHTS.items() for k, v in w.to_arrays(n, COLUMNS[n], GRIDS.get(n)).items()}
+    arrays = {k: v for n, w in WEIGHTS.items() for k, v in w.to_arrays(n, COLUMNS[n], BITS[n]).items()}
     damage_and_run(data, plan(), arrays)
 
 
 WEIGHTS = {
     "w": pack(np.ones((6, 3, 3, 3), np.float32), None, 4),
-    "v": pack(np.ones((6, 6, 1, 1), np.float32), None, 1),
+    "v": pack(np.ones((6, 6, 1, 1), np.float32), None, 1).on_grid(np.ones(6, np.float32)),
 }
 COLUMNS = {"w": 27, "v": 6}
-GRIDS = {"v": Grid(3, np.ones(6, np.float32))}
+BITS = {"w": 32, "v": 3}
 
 
 @settings(max_examples=60, deadline=None)
@@ -260,12 +262,14 @@ def test_values_on_a_grid_are_stored_as_codes(
     make = np.random.default_rng(seed)
     code = make.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape) * (make.random(shape) < density)
     scale = make.choice([0.0, 1e-3, 0.3, 700.0], len(code)).astype(np.float32)
-    packed = pack((code * scale[:, None]).astype(np.float32), scale, block)
-    arrays = packed.to_arrays("w", shape[1], Grid(bits, scale))
+    floats = pack((code * scale[:, None]).astype(np.float32), scale, block)
+    packed = floats.on_grid(scale)
+    np.testing.assert_array_equal(packed.floats().value, floats.value)
+    arrays = packed.to_arrays("w", shape[1], bits)
     assert arrays["w.code"].nbytes == -(-packed.value.size * bits // 8)
     assert arrays["w.index"].itemsize == (1 if shape[1] <= 256 else 2) == index_type(shape[1]).itemsize
     read = read_packed(arrays, "w", rows=len(code), block=block, n_columns=shape[1], bits=bits)
-    for part in ("ptr", "index", "value", "bias"):
+    for part in ("ptr", "index", "value", "bias", "scale"):
         np.testing.assert_array_equal(getattr(read, part), getattr(packed, part))
     for cut in ("code", "scale"):
         longer = arrays | {f"w.{cut}": np.append(arrays[f"w.{cut}"], arrays[f"w.{cut}"].dtype.type(0))}

@@ -165,7 +165,7 @@ PLAN_ARRAYS = {"positions": 5, "scale": 1, "shift": 1}
 
 def test_stored_arrays_are_read_as_they_were() -> None:
     program, stored = token_plan()
-    arrays = to_arrays(program, stored, {})
+    arrays = to_arrays(program, stored)
     assert arrays["moved"].dtype == np.uint8
     read = read_stored(program, arrays)
     for name, array in stored.arrays.items():
@@ -179,4 +179,4 @@ def test_stored_arrays_are_read_as_they_were() -> None:
 @given(data=st.data())
 def test_a_damaged_plan_of_tokens_is_an_error_or_a_plan(data: st.DataObject) -> None:
     program, stored = token_plan()
-    damage_and_run(data, program, to_arrays(program, stored, {}))
+    damage_and_run(data, program, to_arrays(program, stored))

@@ -68,7 +68,7 @@ def read_program(module: fx.GraphModule) -> Write:
 
     def write(folder: Path, prefix: str) -> None:
         (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
-        save_file(to_arrays(program, reader.build.stored, reader.build.grids), folder / (prefix + WEIGHTS))
+        save_file(to_arrays(program, reader.build.stored), folder / (prefix + WEIGHTS))
 
     return write
 

@@ -16,7 +16,7 @@ from lighten.export.native.operators import made, pooled
 from lighten.export.native.products import best_block
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.export.native.reductions import reduced
-from lighten.runtime.native.packed import pack
+from lighten.runtime.native.packed import FLOAT_BITS, pack
 from lighten.runtime.native.program import Conv
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ def along(reader: Reader, value: Ids, axis: int, operator: Callable[[Tensor], Te
     if matrix.shape[0] == matrix.shape[1] and bool((matrix == unit.numpy()).all()):
         return value
     block = best_block(matrix, 1)
-    weight = reader.build.keep(pack(matrix, None, block), None)
+    weight = reader.build.keep(pack(matrix, None, block), FLOAT_BITS)
     x = reader.build.lay(by_rows(sample, [axis]))
     shape = [len(matrix) if i == axis else size for i, size in enumerate(sample.shape)]
     op = Conv(inputs=(x,), weight=weight, rows=len(matrix), block=block)

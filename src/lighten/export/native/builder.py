@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lighten.export.native.ids import CONSTANT, Ids
-from lighten.runtime.native.packed import Array, Grid, Packed
+from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import Cat, Constant, Gather, Op, Program, Reshape
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.stored import Stored
@@ -23,7 +23,6 @@ class Builder:
         self.sizes: list[Sizes] = []
         self.starts: list[int] = []  # the id of each tensor's first number
         self.stored = Stored()
-        self.grids: dict[str, Grid] = {}
         self._constants: list[Tensor] = []
         self._n_constants = 0
         self._kept: dict[bytes, str] = {}
@@ -150,16 +149,14 @@ class Builder:
         self.stored.arrays[name] = array
         return name
 
-    def keep(self, weight: Packed, grid: Grid | None) -> str:
-        """The name of a weight: that of the same one, if it has been kept before. grid: on which its values lie."""
-        parts = [weight.ptr, weight.index, weight.value, weight.bias, *([] if grid is None else [grid.scale])]
-        digest = hashlib.sha256(str([grid and grid.bits, *(part.shape for part in parts)]).encode())
+    def keep(self, weight: Packed, bits: int) -> str:
+        """The name of a weight: that of the same one, if it has been kept before. bits: of a value, as it has them."""
+        parts = [weight.ptr, weight.index, weight.value, weight.bias, *([] if weight.scale is None else [weight.scale])]
+        digest = hashlib.sha256(str([bits, *((part.shape, part.dtype) for part in parts)]).encode())
         for part in parts:
             digest.update(part.tobytes())
         name = self._kept.setdefault(digest.digest(), f"w{len(self._kept)}")
         self.stored.weights[name] = weight
-        if grid is not None:
-            self.grids[name] = grid
         return name
 
     def _parts(self, ids: Tensor, sizes: Sizes) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,21 @@ from lighten.export.native.operators import act_of, image, made, pair
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
 from lighten.quantize.weight_ops import dequantize_packed
-from lighten.runtime.native.packed import FLOAT_BITS, Array, Grid, pack
+from lighten.runtime.native.packed import FLOAT_BITS, Array, pack
 from lighten.runtime.native.program import Conv, infer
 
 aten = torch.ops.aten
 # Time of a product with R outputs to a block, for each stored block and place. Reasoned, not measured: a core does
 # about as many loads as multiplications, and a window's loads cross cache lines: R multiplications against two loads.
 COST = {1: 2.0, 4: 4.0, 8: 8.0}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Evenly spaced values: integers of that many bits, symmetric, times scale [rows]."""
+
+    bits: int
+    scale: Array
 
 
 def best_block(weight: Array, groups: int) -> int:
@@ -156,8 +164,10 @@ def product(
     order: where each number of a sample's result stands.
     """
     build, block = reader.build, best_block(weight, groups)
-    packed = pack(weight, None if bias is None else bias.numpy(), block, groups)
-    op = replace(op, weight=build.keep(packed, grid), block=block, bits=FLOAT_BITS if grid is None else grid.bits)
+    packed, bits = pack(weight, None if bias is None else bias.numpy(), block, groups), FLOAT_BITS
+    if grid is not None:
+        packed, bits = packed.on_grid(grid.scale), grid.bits
+    op = replace(op, weight=build.keep(packed, bits), block=block, bits=bits)
     out = infer(op, [build.sizes[at] for at in op.inputs])
     last, user = node, only_user(node)
     if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:

@@ -5,13 +5,13 @@
 R = 1 is unstructured; at density 1 every R is a dense matrix. Indices are logical (channel, ky, kx), so the same file
 serves every layout; where the data lies is worked out after they have been checked.
 
-In a file an index has the fewest bytes that hold the number of columns, and values are float32, or integer codes of 2
-to 8 bits with a scale for each output, value = (code - 2^(bits-1)) · scale. Codes become float32 when they are read:
-they make the file smaller and leave the speed alone.
+A value is stored, in a file and in memory, as float32, or as bfloat16, which is the upper half of a float32, or as an
+integer code of 2 to 8 bits with a scale for each output, value = code · scale. In a file an index has the fewest bytes
+that hold the number of columns, and codes are a stream of bits; in memory a code is an int8.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,60 +19,74 @@ import numpy as np
 from lighten.errors import ArtifactError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FLOAT_BITS = 32
+CODE_BITS, BFLOAT_BITS, FLOAT_BITS = range(2, 9), 16, 32
 
 
 @dataclass(frozen=True)
 class Packed:
-    """ptr: int32 [blocks + 1]. index: int32 [nnz]. value: float32 [nnz, R]. bias: float32 [blocks · R]."""
+    """ptr: int32 [blocks + 1]. index: int32 [nnz]. bias: float32 [blocks · R].
+
+    value: [nnz, R], float32; uint16 where it is bfloat16; int8 where it is codes, whose scale is float32 [blocks · R].
+    """
 
     ptr: Array
     index: Array
     value: Array
     bias: Array
+    scale: Array | None = None
 
     @property
     def block(self) -> int:
         """R, outputs to a block."""
         return int(self.value.shape[1])
 
-    def to_arrays(self, name: str, n_columns: int, grid: "Grid | None" = None) -> dict[str, Array]:
-        """As an artifact stores it. grid: on which all values lie, None = store them as they are."""
+    def to_arrays(self, name: str, n_columns: int, bits: int = FLOAT_BITS) -> dict[str, Array]:
+        """As an artifact stores it. bits: of a value, as this weight has them."""
         parts = {"ptr": self.ptr, "index": self.index.astype(index_type(n_columns)), "bias": self.bias}
-        if grid is None:
+        if self.scale is None:
             parts["value"] = self.value
         else:
-            scale = np.zeros(len(self.bias), np.float32)
-            scale[: len(grid.scale)] = grid.scale
-            parts |= {"scale": scale, "code": grid.encode(self.value, _of_values(scale, self.ptr))}
+            parts |= {"scale": self.scale, "code": _to_stream(self.value, bits)}
         return {f"{name}.{part}": array for part, array in parts.items()}
 
+    def on_grid(self, scale: Array) -> "Packed":
+        """The same values, float32 so far and whole multiples of scale [rows], as codes."""
+        scales = np.zeros(len(self.bias), np.float32)
+        scales[: len(scale)] = scale
+        # A scale is 0 where the whole row is.
+        codes = np.rint(self.value / _of_values(np.where(scales == 0, 1, scales), self.ptr)).astype(np.int8)
+        return replace(self, value=codes, scale=scales)
+
+    def in_bfloat16(self) -> "Packed":
+        """The same values, float32 so far and none of them more exact than a bfloat16, at half the size."""
+        return replace(self, value=(self.value.view(np.uint32) >> 16).astype(np.uint16))
+
+    def floats(self) -> "Packed":
+        """The same values as float32."""
+        if self.scale is not None:
+            return replace(self, value=self.value * _of_values(self.scale, self.ptr), scale=None)
+        if self.value.dtype == np.uint16:
+            return replace(self, value=(self.value.astype(np.uint32) << 16).view(np.float32))
+        return self
+
     def dense(self, n_columns: int) -> Array:
-        """The matrix [blocks · R, n_columns]; for tests, and to pack anew."""
+        """The matrix [blocks · R, n_columns] of floats; for tests, and to pack anew."""
         found = np.zeros((len(self.ptr) - 1, n_columns, self.block), np.float32)
-        found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.value
+        found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.floats().value
         return found.transpose(0, 2, 1).reshape(-1, n_columns)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Evenly spaced values: integers of that many bits, symmetric, times scale [rows]."""
-
-    bits: int
-    scale: Array
-
-    def encode(self, value: Array, scale: Array) -> Array:
-        """The codes of value, which lies on the grid of scale, both [nnz, R]; a stream of bits, lowest first."""
-        # A scale is 0 where the whole row is.
-        code = np.rint(value / np.where(scale == 0, 1, scale)).astype(np.int64) + 2 ** (self.bits - 1)
-        return np.packbits(code.reshape(-1, 1) >> np.arange(self.bits) & 1, bitorder="little")
+def _to_stream(codes: Array, bits: int) -> Array:
+    """Codes as a stream of bits, lowest first, each with 2^(bits-1) added to it."""
+    raised = codes.reshape(-1, 1) + np.int16(2 ** (bits - 1))
+    return np.packbits(raised >> np.arange(bits) & 1, axis=None, bitorder="little")
 
 
-def decode(stream: Array, shape: tuple[int, int], bits: int, scale: Array) -> Array:
-    """The inverse of Grid.encode: values float32 of that shape; scale: of each."""
+def _from_stream(stream: Array, shape: tuple[int, int], bits: int) -> Array:
+    """The inverse of _to_stream: codes int8 of that shape."""
     code = np.unpackbits(stream, count=shape[0] * shape[1] * bits, bitorder="little").reshape(*shape, bits)
-    value: Array = ((code @ (1 << np.arange(bits)) - 2 ** (bits - 1)) * scale).astype(np.float32)
-    return value
+    codes: Array = (code @ (1 << np.arange(bits)) - 2 ** (bits - 1)).astype(np.int8)
+    return codes
 
 
 def index_type(n_columns: int) -> np.dtype[Any]:
@@ -119,24 +133,25 @@ def read_packed(
         and bool(np.all(ptr[1:] >= ptr[:-1]))
         and (nnz == 0 or int(index.max()) < n_columns)
     )
-    value = _read_values(arrays, name, (nnz, block), bits, ptr) if right else None
-    if value is None:
+    values = _read_values(arrays, name, (nnz, block), bits, n_rows) if right else None
+    if values is None:
         raise ArtifactError(
             f"The weight '{name}' is not a packed matrix of {rows} x {n_columns} in blocks of {block}. The file was "
             "damaged or was not written by lighten: export the model again."
         )
-    return Packed(ptr, index.astype(np.int32), value, bias)
+    return Packed(ptr, index.astype(np.int32), values[0], bias, values[1])
 
 
-def _read_values(arrays: Mapping[str, Array], name: str, shape: tuple[int, int], bits: int, ptr: Array) -> Array | None:
-    """float32 of that shape; None where what is stored does not fit it."""
-    if bits == FLOAT_BITS:
+def _read_values(
+    arrays: Mapping[str, Array], name: str, shape: tuple[int, int], bits: int, n_rows: int
+) -> tuple[Array, Array | None] | None:
+    """Values of that shape as Packed has them, and their scale; None where what is stored does not fit."""
+    if bits not in CODE_BITS:
         value = read_array(arrays, f"{name}.value")
-        return value if _is(value, "float32", shape) else None
+        return (value, None) if _is(value, "float32" if bits == FLOAT_BITS else "uint16", shape) else None
     stream, scale = (read_array(arrays, f"{name}.{part}") for part in ("code", "scale"))
-    fits = _is(stream, "uint8", (-(-shape[0] * shape[1] * bits // 8),))
-    fits = fits and _is(scale, "float32", ((len(ptr) - 1) * shape[1],))
-    return decode(stream, shape, bits, _of_values(scale, ptr)) if fits else None
+    fits = _is(stream, "uint8", (-(-shape[0] * shape[1] * bits // 8),)) and _is(scale, "float32", (n_rows,))
+    return (_from_stream(stream, shape, bits), scale) if fits else None
 
 
 def _of_values(per_row: Array, ptr: Array) -> Array:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from lighten.errors import ArtifactError
-from lighten.runtime.native.packed import FLOAT_BITS
+from lighten.runtime.native.packed import BFLOAT_BITS, CODE_BITS, FLOAT_BITS
 
-VERSION = 3
+VERSION = 4
 MAX_SIZE = 2**28  # elements of a tensor of one sample, and rows, columns and kernels far below it
 # How many numbers follow the name of an activation, as in "clamp -1.0 inf"; what they mean: emit/activation.py.
 ACTIVATIONS = {
@@ -33,7 +33,7 @@ OPERATIONS = {
 }
 REDUCTIONS = ("mean", "sum", "max", "min")
 BLOCKS = (1, 2, 4, 8, 16)
-BITS = (*range(2, 9), FLOAT_BITS)
+BITS = (*CODE_BITS, BFLOAT_BITS, FLOAT_BITS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lighten.errors import ArtifactError
-from lighten.runtime.native.packed import Array, Grid, Packed, index_type, read_array, read_packed
+from lighten.runtime.native.packed import Array, Packed, index_type, read_array, read_packed
 from lighten.runtime.native.program import Constant, Conv, Embedding, Gather, Program, Tensor
 
 
@@ -19,8 +19,8 @@ class Stored:
     arrays: dict[str, Array] = field(default_factory=dict)
 
 
-def to_arrays(program: Program, stored: Stored, grids: Mapping[str, Grid]) -> dict[str, Array]:
-    """As an artifact stores it. grids: on which the values of weights lie, of those that have one."""
+def to_arrays(program: Program, stored: Stored) -> dict[str, Array]:
+    """As an artifact stores it."""
     tensors = program.tensors
     arrays: dict[str, Array] = {}
     for op in program.ops:
@@ -28,7 +28,7 @@ def to_arrays(program: Program, stored: Stored, grids: Mapping[str, Grid]) -> di
         match op:
             case Conv():
                 n_columns = inputs[0].rows * math.prod(op.kernel)
-                arrays |= stored.weights[op.weight].to_arrays(op.weight, n_columns, grids.get(op.weight))
+                arrays |= stored.weights[op.weight].to_arrays(op.weight, n_columns, op.bits)
             case Constant():
                 arrays[op.array] = stored.arrays[op.array]
             case Embedding():

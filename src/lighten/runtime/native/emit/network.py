@@ -162,7 +162,7 @@ class Network:
     # Products
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
-        weight = self.stored.weights[op.weight]
+        weight = self.stored.weights[op.weight].floats()
         source, at = self._window(op, inputs[0], split)
         channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
         offsets = self._ints(channel * source.row_stride + at[tap])
