@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 Value = Any  # llvmlite's own annotations say no more
-F32, I1, I8, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+F32, I1, I8, I16, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 POINTER, VOID = ir.PointerType(), ir.VoidType()
 
 
@@ -66,9 +66,10 @@ class Code:
         """The inverse of load."""
         self.b.store(value, pointer, align=_align(value.type))
 
-    def index(self, table: Value, *terms: Value) -> Value:
-        """Element sum(terms) of a table of int32, as int64."""
-        return self.b.sext(self.load(self.at(table, *terms, of=I32), I32), I64)
+    def index(self, table: Value, *terms: Value, of: Value = I32) -> Value:
+        """Element sum(terms) of a table of int32, or of uint16, as int64."""
+        loaded = self.load(self.at(table, *terms, of=of), of)
+        return self.b.sext(loaded, I64) if of is I32 else self.b.zext(loaded, I64)
 
     def splat(self, scalar: Value, lanes: int) -> Value:
         """A vector with scalar in each lane; the scalar itself where there is one lane."""
@@ -139,5 +140,5 @@ def _align(kind: Value) -> int:
     return (
         8
         if element is POINTER or isinstance(element, ir.PointerType)
-        else {1: 1, 8: 1, 32: 4, 64: 8}[getattr(element, "width", 32)]
+        else {1: 1, 8: 1, 16: 2, 32: 4, 64: 8}[getattr(element, "width", 32)]
     )

@@ -18,8 +18,9 @@ from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.columns import norm, reduce_rows, softmax
 from lighten.runtime.native.emit.matmul import matmul
+from lighten.runtime.native.emit.matvec import matvec
 from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, reduce_places
-from lighten.runtime.native.emit.product import matvec, product
+from lighten.runtime.native.emit.product import product
 from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
@@ -162,7 +163,7 @@ class Network:
     # Products
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
-        weight = self.stored.weights[op.weight].floats()
+        weight = self.stored.weights[op.weight]
         source, at = self._window(op, inputs[0], split)
         channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
         offsets = self._ints(channel * source.row_stride + at[tap])
@@ -197,7 +198,7 @@ class Network:
         if source.is_vector and out.is_vector and not is_max:
             self._matvec(weight, offsets, source, out, residual, act)
             return
-        other = residual or out
+        other, weight = residual or out, weight.floats()  # each serves V vectors: there is no memory to wait for
         block, n_blocks = weight.block, len(weight.ptr) - 1
         vectors = -(-out.columns // self.target.lanes)
         work = block * (np.diff(weight.ptr) + STORING) * vectors
@@ -219,9 +220,13 @@ class Network:
         other, is_added = residual or out, residual is not None
         work = weight.block / self.target.lanes * np.diff(weight.ptr) + STORING
         (cuts,) = self._begin([source, other] if is_added else [source], out, work)
-        kernel = matvec(self.kernels, r=weight.block, act=act, residual=is_added)
+        narrow = offsets.astype(np.uint16)  # columns, of which there rarely are more
+        offsets = narrow if np.array_equal(narrow, offsets) else offsets
+        types = {"stored": weight.value.dtype.name, "offsets": offsets.dtype.name}
+        kernel = matvec(self.kernels, r=weight.block, act=act, residual=is_added, **types)
         pointers = [self._at(place) for place in (source, out, other)]
-        self._call(kernel, [*pointers, *self._tables(weight, offsets), *self._range(cuts)])
+        scale = self._const(weight.bias if weight.scale is None else weight.scale)
+        self._call(kernel, [*pointers, *self._tables(weight, offsets), scale, *self._range(cuts)])
 
     def _tiles(self, cuts: Sequence[int], block: int, target: Target) -> Iterator[tuple[int, Value, list[int]]]:
         """For each width of tiles: their first columns, part after part, and how many there are before each part."""

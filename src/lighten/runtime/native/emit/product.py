@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from lighten.runtime.native.emit.activation import activate
-from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, Code, Kernels, Value, vector
+from lighten.runtime.native.emit.code import I8, I64, POINTER, Code, Kernels, Value, vector
 
 ARGUMENTS = [POINTER] * 9 + [I64] * 6
 
@@ -81,44 +81,3 @@ def load_mask(code: Code, mask: Value, column: Value, lanes: int) -> Value:
     """Which of the lanes from column on are places: a vector of bits."""
     loaded = code.load(code.at(mask, column, of=I8), vector(lanes, I8))
     return code.b.icmp_signed("!=", loaded, ir.Constant(loaded.type, [0] * lanes))
-
-
-def matvec(kernels: Kernels, *, r: int, act: str, residual: bool) -> Value:
-    """For one place, vectors along the outputs: f(x, y, residual, ptr, offset, value, bias, first_block, last_block).
-
-    The weights are read once and are what takes time; four sums hide the latency of the multiplier.
-    """
-    n_sums = 4
-
-    def emit(code: Code, args: Sequence[Value]) -> None:
-        x, y, other, ptr, offset, value, bias, low, high = args
-        b, c = code.b, code.const
-        kind = vector(r)
-
-        def term(p: Value, acc: Value) -> Value:
-            scalar = code.load(code.at(x, code.index(offset, p)))
-            return code.fma(code.splat(scalar, r), code.load(code.at(value, b.mul(p, c(r))), kind), acc)
-
-        def block(o: Value, _: list[Value]) -> list[Value]:
-            begin, end = code.index(ptr, o), code.index(ptr, o, c(1))
-            row = b.mul(o, c(r))
-            zero = code.splat(ir.Constant(F32, 0.0), r)
-            n_full = b.udiv(b.sub(end, begin), c(n_sums))
-
-            def several(i: Value, acc: list[Value]) -> list[Value]:
-                p = b.add(begin, b.mul(i, c(n_sums)))
-                return [term(b.add(p, c(k)), a) for k, a in enumerate(acc)]
-
-            acc = code.loop(c(0), n_full, several, [code.load(code.at(bias, row), kind)] + [zero] * (n_sums - 1))
-            rest = b.add(begin, b.mul(n_full, c(n_sums)))
-            (first,) = code.loop(rest, end, lambda p, one: [term(p, one[0])], acc[:1])
-            total = b.fadd(b.fadd(first, acc[1]), b.fadd(acc[2], acc[3]))
-            if residual:
-                total = b.fadd(total, code.load(code.at(other, row), kind))
-            code.store(activate(code, total, act), code.at(y, row))
-            return []
-
-        code.loop(low, high, block)
-
-    key = ("matvec", r, act, *(["add"] if residual else []))
-    return kernels.get(key, [POINTER] * 7 + [I64] * 2, emit)
