@@ -31,9 +31,10 @@ def along(reader: Reader, value: Ids, axis: int, operator: Callable[[Tensor], Te
     matrix = operator(unit).T.float().contiguous().numpy()  # [new size, size]
     if matrix.shape[0] == matrix.shape[1] and bool((matrix == unit.numpy()).all()):
         return value
-    block = best_block(matrix, 1)
-    weight = reader.build.keep(pack(matrix, None, block), FLOAT_BITS)
     x = reader.build.lay(by_rows(sample, [axis]))
+    is_vector = reader.build.sizes[x].height * reader.build.sizes[x].width == 1
+    block = best_block(matrix, 1, FLOAT_BITS, is_vector)
+    weight = reader.build.keep(pack(matrix, None, block), FLOAT_BITS)
     shape = [len(matrix) if i == axis else size for i, size in enumerate(sample.shape)]
     op = Conv(inputs=(x,), weight=weight, rows=len(matrix), block=block)
     return made(reader, op, in_rows(shape, [axis]), batch)
