@@ -39,25 +39,27 @@ def export(
     *,
     runtime: str = "onnxruntime",
     threads: int | None = None,
+    values: str = "float32",
 ) -> Artifact:
     """Lower model to runtime and write the artifact to out_dir, once its outputs agree with the module's.
 
     example_inputs: positional arguments of model; the comparison runs on them. runtime: "auto" is whatever `accelerate`
     finds fastest, which takes a minute or two. threads: that the artifact asks for, None = every core it finds, or for
-    "auto" the fastest number. The agreement is kept in the manifest's notes: `max_difference` and `rms_difference`,
-    relative to the largest and the root mean square output.
+    "auto" the fastest number. values: the type of float weights of convolutions and linear layers; "bfloat16", half the
+    bytes and each weight rounded by up to 2^-9 of its size, is for runtime "native" alone. The agreement is kept in the
+    manifest's notes: `max_difference` and `rms_difference`, relative to the largest and the root mean square output.
 
     Raises:
         CaptureError: the model cannot be traced or has no counterpart in the runtime. ArtifactError: outputs disagree,
-        or out_dir cannot be written. ConfigError: an unknown runtime.
+        or out_dir cannot be written. ConfigError: an unknown runtime, or values that it does not have.
     """
-    if runtime == "auto":
+    if runtime == "auto" and values == "float32":
         from lighten.accelerate.verb import accelerate  # it stands to the right of this package, and imports it
 
         return accelerate(model, example_inputs, out_dir, threads=threads)
-    must_be_known(runtime)
+    must_be_known(runtime, values)
     captured = capture(model, example_inputs)
-    lowered = lower(captured, example_inputs, runtime)
+    lowered = lower(captured, example_inputs, runtime, values)
     plan = plan_of(model)
     about: dict[str, Any] = {
         "runtime": runtime,
@@ -71,12 +73,13 @@ def export(
         draft = write_artifact(Path(scratch) / "draft", **about)
         by_name = {name: value.detach() for name, value in named_inputs(captured, example_inputs).items()}
         notes = agreement(outputs_of(model, example_inputs), load(draft.path)(by_name))
-        tolerance = tolerance_for(plan)
+        tolerance = tolerance_for(plan) if values == "float32" else QUANTIZED_TOLERANCE
         if not notes["rms_difference"] <= tolerance:
             raise ArtifactError(
                 f"The outputs of {runtime} differ from the module's by {notes['rms_difference']:.3g} of their size; "
                 f"up to {tolerance:g} is rounding. Nothing was written. "
                 + (FLOAT_ADVICE if tolerance == FLOAT_TOLERANCE else QUANTIZED_ADVICE)
+                + ("" if values == "float32" else f" Or leave out values='{values}', which rounds weights.")
             )
         return write_artifact(Path(out_dir), notes={**lowered.notes, **notes}, **about)
 

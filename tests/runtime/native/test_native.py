@@ -1,5 +1,6 @@
 """The native engine against the float module, and what it does with files that are not what lighten wrote."""
 
+import copy
 import dataclasses
 import os
 import signal
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("llvmlite")
 
 import lighten
-from lighten.errors import ArtifactError, CaptureError
+from lighten.errors import ArtifactError, CaptureError, ConfigError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
 from lighten.runtime.native.packed import index_type, pack, read_packed
@@ -294,6 +295,26 @@ def test_quantized_weights_run_and_are_stored_small(scheme: str, bits: int, tmp_
     saved = plain.size_bytes - artifact.size_bytes
     n_values = sum(int((p != 0).sum()) for p in sparse.parameters() if p.ndim > 1)
     assert saved > 0.9 * n_values * (32 - bits) / 8 - 4 * (16 + 64 + 4) - 1000  # scales, the plan's words
+
+
+def test_bfloat16_weights_are_rounded_and_take_half_the_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 64)).eval()
+    x, folders = torch.randn(2, 3, 8, 8), [tmp_path / "float32", tmp_path / "bfloat16"]
+    whole, half = (lighten.export(net, (x,), each, runtime="native", values=each.name) for each in folders)
+    n_weights = 16 * 27 + 64 * 576
+    assert whole.size_bytes - half.size_bytes > 1.9 * n_weights
+    rounded = copy.deepcopy(net)
+    for layer in (rounded[0], rounded[3]):
+        layer.weight.data = layer.weight.data.bfloat16().float()  # its bias stays as it is
+    close(lighten.load(half.path)(x), rounded(x).detach())
+    assert 0 < half.notes["rms_difference"] < 2**-8  # 2^-9 at most, in each of two layers
+
+
+@pytest.mark.parametrize(("runtime", "values"), [("onnxruntime", "bfloat16"), ("auto", "bfloat16"), ("native", "f8")])
+def test_values_that_a_runtime_does_not_have_are_refused(runtime: str, values: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{runtime}' with values='{values}'.*float32, bfloat16"):
+        lighten.export(nn.Linear(4, 4), (torch.ones(1, 4),), tmp_path / "out", runtime=runtime, values=values)
 
 
 @given(

@@ -1,6 +1,7 @@
 """From a module to the program of the native engine, or to its parts where the engine cannot compute it alone."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
 from lighten.runtime.native import PLAN, WEIGHTS
+from lighten.runtime.native.packed import FLOAT_BITS
 from lighten.runtime.native.stored import to_arrays
 from lighten.runtime.spec import TensorSpec
 
@@ -31,12 +33,17 @@ HANDLERS = {target: handler for file in FILES for target, handler in file.HANDLE
 
 
 def to_native(
-    captured: CapturedModule, example_inputs: tuple[Any, ...], hand_over: HandOver = MEASURED
+    captured: CapturedModule,
+    example_inputs: tuple[Any, ...],
+    bits: int = FLOAT_BITS,
+    hand_over: HandOver = MEASURED,
 ) -> tuple[Callable[[Path], None], list[TensorSpec], list[TensorSpec], Mapping[str, Any]]:
     """What writes the files of the program into a folder, its inputs and outputs, and notes for the manifest.
 
     An operator that the engine does not have runs in ONNX Runtime, and the notes list the parts. hand_over: what it
     costs to pass from one to the other.
+
+    bits: of a weight's value that is a float, FLOAT_BITS or BFLOAT_BITS.
 
     Raises:
         CaptureError: an operator that the engine does not have, by name, where too little is left for the engine
@@ -45,25 +52,26 @@ def to_native(
     module, inputs, outputs = to_torch(captured, example_inputs, other_decompositions({*HANDLERS, *MOVES, *LIKE}))
     if not captured.batch_is_dynamic:
         raise CaptureError("The native engine needs a free batch axis, and this model's is fixed. Use onnxruntime.")
+    read = partial(read_program, bits=bits)
     try:
-        write = read_program(module)
+        write = read(module)
     except RefusalError as refusal:
         by_name = named_inputs(captured, example_inputs)
         try:
-            write_files, notes = to_parts(module, [by_name[spec.name] for spec in inputs], read_program, hand_over)
+            write_files, notes = to_parts(module, [by_name[spec.name] for spec in inputs], read, hand_over)
         except CaptureError as error:
             raise CaptureError(f"{refusal} {error}") from error
         return write_files, inputs, outputs, {"parts": notes}
     return lambda folder: write(folder, ""), inputs, outputs, {}
 
 
-def read_program(module: fx.GraphModule) -> Write:
-    """What writes the program that module is.
+def read_program(module: fx.GraphModule, bits: int = FLOAT_BITS) -> Write:
+    """What writes the program that module is. bits: see to_native.
 
     Raises:
         RefusalError: an operator that the engine does not have.
     """
-    reader = Reader(module, HANDLERS)
+    reader = Reader(module, HANDLERS, bits)
     program = reader.read()
 
     def write(folder: Path, prefix: str) -> None:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from lighten.export.native.ids import CONSTANT, Ids
-from lighten.runtime.native.packed import Array, Packed
+from lighten.runtime.native.packed import FLOAT_BITS, Array, Packed
 from lighten.runtime.native.program import Cat, Constant, Gather, Op, Program, Reshape
 from lighten.runtime.native.program import Tensor as Sizes
 from lighten.runtime.native.stored import Stored
 
 
 class Builder:
-    """Grows a program operation by operation."""
+    """Grows a program operation by operation. bits: of a weight's value that is a float."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = FLOAT_BITS) -> None:
+        self.bits = bits
         self.n_inputs = 0
         self.ops: list[Op] = []
         self.sizes: list[Sizes] = []

@@ -15,7 +15,7 @@ from lighten.export.native.operators import act_of, image, made, pair
 from lighten.export.native.reader import Handler, Reader, must
 from lighten.graph.arguments import arguments
 from lighten.quantize.weight_ops import dequantize_packed
-from lighten.runtime.native.packed import FLOAT_BITS, Array, pack
+from lighten.runtime.native.packed import BFLOAT_BITS, Array, pack
 from lighten.runtime.native.program import Conv, infer
 
 aten = torch.ops.aten
@@ -188,13 +188,18 @@ def product(
 
     order: where each number of a sample's result stands.
     """
-    build, bits = reader.build, FLOAT_BITS if grid is None else grid.bits
+    build = reader.build
+    bits = build.bits if grid is None else grid.bits
+    if bits == BFLOAT_BITS:
+        weight = torch.from_numpy(weight).bfloat16().float().numpy()
     out = infer(op, [build.sizes[at] for at in op.inputs])
     is_vector = all(sizes.height * sizes.width == 1 for sizes in (build.sizes[op.inputs[0]], out))
     block = best_block(weight, groups, bits, is_vector)
     packed = pack(weight, None if bias is None else bias.numpy(), block, groups)
     if grid is not None:
         packed = packed.on_grid(grid.scale)
+    elif bits == BFLOAT_BITS:
+        packed = packed.in_bfloat16()
     op = replace(op, weight=build.keep(packed, bits), block=block, bits=bits)
     last, user = node, only_user(node)
     if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:

@@ -17,6 +17,7 @@ from lighten.export.native.builder import Builder
 from lighten.export.native.ids import FIRST, Ids, both_samples, one_sample
 from lighten.graph.arguments import arguments
 from lighten.graph.rules import MOVES_ONLY
+from lighten.runtime.native.packed import FLOAT_BITS
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.program import Tensor as Sizes
 
@@ -53,9 +54,9 @@ class RefusalError(CaptureError):
 class Reader:
     """values: of the nodes that are still to be read: Ids, tensors that are constant, numbers, or tuples of those."""
 
-    def __init__(self, module: fx.GraphModule, handlers: dict[Any, Handler]) -> None:
+    def __init__(self, module: fx.GraphModule, handlers: dict[Any, Handler], bits: int = FLOAT_BITS) -> None:
         self.module, self.handlers = module, handlers
-        self.build = Builder()
+        self.build = Builder(bits)
         self.values: dict[fx.Node, Any] = {}
         self.fused: set[fx.Node] = set()
 
