@@ -1,6 +1,7 @@
 """Pruned networks and single layers on the native engine and on its peers: one JSON line a contender.
 
     python benchmarks/sparse.py [--network resnet20] [--threads 1] [--batch 1] [--zeros 0.9] [--pattern block:4x1]
+                                [--weights w8]
 
 Every contender runs in processes of its own that take turns (lighten's measure_workers). "dense" is ONNX Runtime on the
 network before pruning, whose time zeros do not change; peers run the last of the pruned networks, and `difference` is
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 import lighten
 from lighten.errors import LightenError
+from lighten.export.lower import VALUES
 from lighten.runtime.artifact import read_artifact, write_artifact
 from lighten.runtime.cpu import this_cpu
 from lighten.runtime.measure import LatencySample, inputs_file, measure_workers, ratio_interval
@@ -57,6 +59,7 @@ NETWORKS = {
     "conv64": Network(lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
     "conv128": Network(lambda: nn.Conv2d(128, 128, 3, padding=1), (128, 14, 14)),
     "conv256": Network(lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
+    "linear": Network(lambda: nn.Linear(4096, 4096), (4096,)),
     "seed": Network(SeedNet, (1, 32, 32)),
     "resnet20": Network(lambda: ResNet20(3), (3, 32, 32)),
     "resnet20-wide": Network(lambda: ResNet20(3, (64, 128, 256)), (3, 32, 32)),
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--zeros", default="0,0.7,0.8,0.9,0.95")
     parser.add_argument("--pattern", default="element,block:4x1")
+    parser.add_argument("--weights", default="float32", help="float32, bfloat16, or schemes of quantize: w8, w4, …")
     parser.add_argument(
         "--peers",
         default="openvino,torch",
@@ -107,8 +111,9 @@ def case(name: str, batch: int, threads: int, args: argparse.Namespace) -> None:
         for pattern in args.pattern.split(","):
             for zeros in map(float, args.zeros.split(",")):
                 pruned = pruned_to(model, x, zeros, pattern)
-                last = f"native {pattern} {zeros:g}"
-                contenders[last] = written(pruned, x, folder / last, "native")
+                for weights in args.weights.split(","):
+                    last = f"native {pattern} {zeros:g}" + f" {weights}" * (weights != "float32")
+                    contenders[last] = written(pruned, x, folder / last, "native", weights)
         for peer in filter(None, args.peers.split(",")):
             contenders[peer] = written(pruned, x, folder / peer, peer)
         start = {
@@ -170,10 +175,13 @@ def pruned_to(model: nn.Module, x: Tensor, zeros: float, pattern: str) -> nn.Mod
     return lighten.prune(model, zeros, granularity=pattern, importance="l2", scope="layer", example_inputs=(x,))
 
 
-def written(model: nn.Module, x: Tensor, folder: Path, runtime: str) -> Path | None:
+def written(model: nn.Module, x: Tensor, folder: Path, runtime: str, weights: str = "float32") -> Path | None:
     exported = {"deepsparse": "onnxruntime", "torch-csr": "torch", "torch-compile": "torch"}.get(runtime, runtime)
+    values = weights if weights in VALUES else "float32"
     try:
-        lighten.export(model, (x,), folder, runtime=exported)
+        if weights not in VALUES:
+            model = lighten.quantize(model, weights, example_inputs=(x,))
+        lighten.export(model, (x,), folder, runtime=exported, values=values)
     except LightenError as error:
         print(json.dumps({"runtime": runtime, "refused": str(error)}), flush=True)
         return None

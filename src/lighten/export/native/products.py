@@ -27,9 +27,9 @@ PRODUCT_COST = {1: 1.7, 2: 2.0, 4: 4.0, 8: 8.0}
 VECTOR_COST = {
     4: {1: 0.45, 2: 0.67, 4: 1.0, 8: 1.4, 16: 2.35},
     2: {1: 0.37, 2: 0.45, 4: 0.58, 8: 0.9, 16: 1.25},
-    1: {1: 0.45, 2: 0.48, 4: 0.43, 8: 0.5, 16: 0.67},
+    1: {1: 0.45, 2: 0.48, 4: 0.41, 8: 0.5, 16: 0.67},
 }
-SAME = 1.1  # times within this factor of each other count as the same
+SAME = 1.05  # times within this factor of each other count as the same
 INDEX_BYTES = 2
 
 
