@@ -78,15 +78,16 @@ class Packed:
 
 def _to_stream(codes: Array, bits: int) -> Array:
     """Codes as a stream of bits, lowest first, each with 2^(bits-1) added to it."""
-    raised = codes.reshape(-1, 1) + np.int16(2 ** (bits - 1))
-    return np.packbits(raised >> np.arange(bits) & 1, axis=None, bitorder="little")
+    raised = codes.reshape(-1, 1).view(np.uint8) + np.uint8(2 ** (bits - 1))
+    return np.packbits(np.unpackbits(raised, axis=1, count=bits, bitorder="little"), bitorder="little")
 
 
 def _from_stream(stream: Array, shape: tuple[int, int], bits: int) -> Array:
     """The inverse of _to_stream: codes int8 of that shape."""
-    code = np.unpackbits(stream, count=shape[0] * shape[1] * bits, bitorder="little").reshape(*shape, bits)
-    codes: Array = (code @ (1 << np.arange(bits)) - 2 ** (bits - 1)).astype(np.int8)
-    return codes
+    each = np.unpackbits(stream, count=shape[0] * shape[1] * bits, bitorder="little").reshape(-1, bits)
+    raised = np.packbits(each, axis=1, bitorder="little")  # missing bits are zeros
+    codes: Array = (raised - np.uint8(2 ** (bits - 1))).view(np.int8)  # wraps to what is negative
+    return codes.reshape(shape)
 
 
 def index_type(n_columns: int) -> np.dtype[Any]:
