@@ -97,7 +97,7 @@ def test_what_mixes_places_is_left_alone() -> None:
 @given(data=st.data())
 def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
     program, stored = plan(4)
-    damage_and_run(data, program, to_arrays(program, stored, {}))
+    damage_and_run(data, program, to_arrays(program, stored))
 
 
 class Perceptron(nn.Sequential):

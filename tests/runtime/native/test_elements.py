@@ -157,4 +157,4 @@ def test_a_damaged_plan_is_an_error_or_a_plan(data: st.DataObject) -> None:
     )
     stored = Stored(arrays={"ones": torch.ones(6, 1).numpy()})
     program = Program((Sizes(6, 3, 5),), ops, (7, 2))
-    damage_and_run(data, program, to_arrays(program, stored, {}))
+    damage_and_run(data, program, to_arrays(program, stored))

@@ -67,7 +67,7 @@ def test_any_linear_layer_is_the_modules(
 def test_one_place_keeps_weights_as_they_are_stored_and_many_make_floats(bits: int, places: tuple[int, int]) -> None:
     _, packed = stored_in(bits, torch.randn(16, 50), torch.zeros(16), 8)
     program = Program((Sizes(50, *places),), (Conv(inputs=(0,), weight="w", rows=16, block=8, bits=bits),), (1,))
-    constants = Engine(program, Stored({"w": packed}), [(16, *places)])._constants.tobytes()
+    constants = Engine(program, Stored({"w": packed}), [(16, *places)]).blob.memory.tobytes()
     assert (packed.value.tobytes() in constants) == (places == (1, 1) or bits == 32)
     assert (packed.floats().value.tobytes() in constants) == (places != (1, 1) or bits == 32)
 

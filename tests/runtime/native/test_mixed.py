@@ -42,7 +42,7 @@ TEXT = WANTED.to_json()
 def write_two_parts(folder: Path, text: str = TEXT, model: bytes | None = None) -> Artifact:
     """middle = x @ WEIGHT by ONNX Runtime, last = middle @ SQUARE by the engine."""
     program = Program((Sizes(2, 1, 1),), (Conv(inputs=(0,), weight="w", rows=2, block=1),), (1,))
-    arrays = to_arrays(program, Stored({"w": pack(SQUARE.T.copy(), None, 1)}), {})
+    arrays = to_arrays(program, Stored({"w": pack(SQUARE.T.copy(), None, 1)}))
 
     def write_files(to: Path) -> None:
         (to / "parts.json").write_text(text)
