@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,3 +121,13 @@ def test_weights_are_in_memory_once() -> None:
     assert isinstance(found, Batched)
     (blob,) = {id(way.engine.blob): way.engine.blob for way in found.ways}.values()
     assert sum(part is stored.weights["a"].value for part in blob.parts) == 1
+
+
+def test_engines_share_the_floats_of_coded_weights() -> None:
+    codes = torch.randint(-127, 128, (16, 50)).float().numpy()
+    packed = pack(codes, None, 8).on_grid(np.ones(16, np.float32))
+    program = Program((Sizes(50, 1, 1),), (Conv(inputs=(0,), weight="w", rows=16, block=8, bits=8),), (1,))
+    engine = engine_for(program, Stored({"w": packed}), [(16,)])
+    assert isinstance(engine, Batched)
+    memory = engine.ways[0].engine.blob.memory.tobytes()
+    assert memory.count(packed.value.tobytes()) == memory.count(packed.floats.value.tobytes()) == 1

@@ -69,11 +69,11 @@ def test_one_place_keeps_weights_as_they_are_stored_and_many_make_floats(bits: i
     program = Program((Sizes(50, *places),), (Conv(inputs=(0,), weight="w", rows=16, block=8, bits=bits),), (1,))
     constants = Engine(program, Stored({"w": packed}), [(16, *places)]).blob.memory.tobytes()
     assert (packed.value.tobytes() in constants) == (places == (1, 1) or bits == 32)
-    assert (packed.floats().value.tobytes() in constants) == (places != (1, 1) or bits == 32)
+    assert (packed.floats.value.tobytes() in constants) == (places != (1, 1) or bits == 32)
 
 
 def test_values_stay_what_they_are_through_every_type() -> None:
     special = torch.tensor([[0.0, -1.5, float("inf"), float("nan"), 3.4e38, 2.0**-126, -0.0, 1 / 3]]).T
     packed = pack(special.bfloat16().float().numpy(), None, 8)
-    np.testing.assert_array_equal(packed.in_bfloat16().floats().value, packed.value)
+    np.testing.assert_array_equal(packed.in_bfloat16().floats.value, packed.value)
     assert packed.in_bfloat16().value.nbytes * 2 == packed.value.nbytes

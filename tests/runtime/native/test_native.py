@@ -265,7 +265,7 @@ def test_values_on_a_grid_are_stored_as_codes(
     scale = make.choice([0.0, 1e-3, 0.3, 700.0], len(code)).astype(np.float32)
     floats = pack((code * scale[:, None]).astype(np.float32), scale, block)
     packed = floats.on_grid(scale)
-    np.testing.assert_array_equal(packed.floats().value, floats.value)
+    np.testing.assert_array_equal(packed.floats.value, floats.value)
     arrays = packed.to_arrays("w", shape[1], bits)
     assert arrays["w.code"].nbytes == -(-packed.value.size * bits // 8)
     assert arrays["w.index"].itemsize == (1 if shape[1] <= 256 else 2) == index_type(shape[1]).itemsize

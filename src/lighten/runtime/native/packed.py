@@ -12,6 +12,7 @@ that hold the number of columns, and codes are a stream of bits; in memory a cod
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,9 @@ class Packed:
         """The same values, float32 so far and none of them more exact than a bfloat16, at half the size."""
         return replace(self, value=(self.value.view(np.uint32) >> 16).astype(np.uint16))
 
+    @cached_property
     def floats(self) -> "Packed":
-        """The same values as float32."""
+        """The same values as float32, made once, so that engines can share them."""
         if self.scale is not None:
             return replace(self, value=self.value * _of_values(self.scale, self.ptr), scale=None)
         if self.value.dtype == np.uint16:
@@ -72,7 +74,7 @@ class Packed:
     def dense(self, n_columns: int) -> Array:
         """The matrix [blocks · R, n_columns] of floats; for tests, and to pack anew."""
         found = np.zeros((len(self.ptr) - 1, n_columns, self.block), np.float32)
-        found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.floats().value
+        found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.floats.value
         return found.transpose(0, 2, 1).reshape(-1, n_columns)
 
 

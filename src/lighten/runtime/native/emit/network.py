@@ -198,7 +198,7 @@ class Network:
         if source.is_vector and out.is_vector and not is_max:
             self._matvec(weight, offsets, source, out, residual, act)
             return
-        other, weight = residual or out, weight.floats()  # each serves V vectors: there is no memory to wait for
+        other, weight = residual or out, weight.floats  # each serves V vectors: there is no memory to wait for
         block, n_blocks = weight.block, len(weight.ptr) - 1
         vectors = -(-out.columns // self.target.lanes)
         work = block * (np.diff(weight.ptr) + STORING) * vectors
