@@ -70,15 +70,14 @@ def by_nncf(
     *,
     fast: bool,
     weight_bits: int = 8,
-    activation_bits: int = 8,
     per_channel: bool = True,
-    leave: tuple[str, ...] = (),
     openvino: bool = False,
 ) -> Runs:
     """nncf.quantize. fast: with its fast bias correction, else with the one that runs the network layer by layer.
 
-    leave: layers that stay float where others have fewer than 8 bits. openvino: by its backend for OpenVINO, which runs
-    the result; the other bias correction fails in that for ONNX where a layer's input is read twice.
+    openvino: by its backend for OpenVINO, which runs the result; the other bias correction fails in that for ONNX where
+    a layer's input is read twice. Fewer than 8 bits are for weights alone, by its backend for PyTorch, which compiles
+    itself a C++ extension first (NNCF_EXTENSION_LOAD_TIMEOUT, in seconds, is 60).
     """
     import nncf
     from nncf.quantization.advanced_parameters import (
@@ -87,11 +86,10 @@ def by_nncf(
         QuantizationParameters,
     )
 
-    narrow = weight_bits < 8 or activation_bits < 8
-    weights = QuantizationParameters(
-        num_bits=weight_bits if narrow else None, per_channel=None if per_channel else False
-    )
-    activations = QuantizationParameters(num_bits=activation_bits if narrow else None)
+    narrow = weight_bits < 8
+    bits = weight_bits if narrow else None
+    weights = QuantizationParameters(num_bits=bits, per_channel=None if per_channel else False)
+    activations = QuantizationParameters(num_bits=8 if narrow else None)
     settings: dict[str, Any] = {
         "subset_size": len(batches),
         "preset": nncf.QuantizationPreset.MIXED,
@@ -103,8 +101,7 @@ def by_nncf(
         ),
     }
     if narrow:
-        if leave:
-            settings["ignored_scope"] = nncf.IgnoredScope(patterns=[f"model/{name}/.*" for name in leave])
+        settings["target_device"] = nncf.TargetDevice.NPU  # the only one for which it takes weights of 4 bits
         return _no_gradients(nncf.quantize(_Whole(model).eval(), nncf.Dataset(batches), **settings))
     proto = to_onnx(model, (batches[0],))
     if openvino:
