@@ -84,10 +84,12 @@ def test_channels_that_obs_cannot_rank_are_ranked_by_l2_and_it_is_said(monkeypat
     assert found.importance == "l2"
     assert "no linear layer, convolution or product that reads the channels of" in found.because
     assert ranking(captured, labels, find_groups(labels), "taylor") == Ranking("taylor")
-    assert ranked(tiny_task(), CONFIG) == Ranking("obs")
+    task = tiny_task()
+    tiny = capture(task.model, task.example_inputs)
+    assert ranked(tiny, task.example_inputs, CONFIG) == Ranking("obs")
     monkeypatch.setattr(choices, "MOST_BYTES", 1000)
-    assert "obs would need" in ranked(tiny_task(), CONFIG).because
-    plan = recovered(tiny_task(), Variant(name="half", ratio=0.5), CONFIG, lambda share: None).plan
+    assert "obs would need" in ranked(tiny, task.example_inputs, CONFIG).because
+    plan = recovered(task, Variant(name="half", ratio=0.5), CONFIG, lambda share: None).plan
     assert plan.importance == "l2"
 
 

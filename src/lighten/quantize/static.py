@@ -5,7 +5,6 @@ The result holds integer codes, and computes in float what integer kernels compu
 a bias in int32 steps of input scale · weight scale, one rounding where a kernel ends.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -37,7 +36,7 @@ from lighten.quantize.placement import Placement, aten, cut_of, place, pool_afte
 from lighten.quantize.progress import OnProgress, announced, silent
 from lighten.quantize.ranges import Ranges, observe_ranges
 from lighten.quantize.scheme import Scheme
-from lighten.quantize.steps.bias_correction import correct_biases_, give_bias_
+from lighten.quantize.steps.bias_correction import correct_biases_, exact_twins, give_bias_
 from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
 from lighten.quantize.steps.smoothquant import SmoothQuantConfig, smooth_
 from lighten.quantize.store import register, replace_parameter_
@@ -121,18 +120,17 @@ def quantize_static(captured: CapturedModule, request: StaticRequest) -> None:
     if "bias-correction" in request.steps:
         request = replace(request, batches=list(request.batches))
     found = calibrate_(captured, request)
-    exact = copy.deepcopy(captured) if "bias-correction" in request.steps else captured
-    copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))
+    exact = exact_twins(captured, found.placement.weighted) if "bias-correction" in request.steps else None
     insert_(captured, found)
-    if exact is not captured:
-        correct_biases_(captured, exact, {node: copies[node] for node in found.placement.weighted}, request.batches)
+    if exact is not None:
+        correct_biases_(captured, *exact, request.batches)
     record_(captured, request, found, entry_of(request.method).name)
 
 
 def calibrate_(captured: CapturedModule, request: StaticRequest) -> Calibrated:
     """Find every range and every code; captured stays float, but for what the steps and folding change in place."""
     batches = request.batches
-    if request.method.needs_inputs or request.steps:
+    if request.method.needs_inputs or set(request.steps) - {"equalization"}:  # which looks at weights alone
         batches = list(batches)
     fold_batch_norm_(captured)
     if "equalization" in request.steps:

@@ -3,7 +3,6 @@
 What is read from memory shrinks, which is what limits a large linear layer at batch size 1; what is computed does not.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from lighten.quantize.moments import Moments, aim
 from lighten.quantize.packing import pack
 from lighten.quantize.progress import OnProgress, silent
 from lighten.quantize.rescale import divide_input_
-from lighten.quantize.steps.bias_correction import correct_biases_, give_bias_
+from lighten.quantize.steps.bias_correction import correct_biases_, exact_twins, give_bias_
 from lighten.quantize.steps.equalization import EqualizationConfig, equalize_
 from lighten.quantize.store import replace_parameter_
 from lighten.quantize.weights import StoredWeight, find_weights
@@ -68,13 +67,10 @@ def quantize_weights(
         _must_be_numbers(get_tensor(captured, str(weight.parameter.target)), weight.layer)
     if "equalization" in steps:
         equalize_(captured, EqualizationConfig())
-    exact, twins = captured, dict[fx.Node, fx.Node]()
+    exact = None
     if "bias-correction" in steps:
         batches = list(batches)
-        corrected = _with_own_biases_(captured, weights)
-        exact = copy.deepcopy(captured)
-        copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))
-        twins = {node: copies[node] for node in corrected}
+        exact = exact_twins(captured, _with_own_biases_(captured, weights))
     layers: dict[str, LayerPlan] = {}
     rounded: list[tuple[StoredWeight, QuantizedWeight]] = []
 
@@ -100,8 +96,8 @@ def quantize_weights(
     captured.delete_all_unused_submodules()
     captured.graph.lint()
     captured.recompile()
-    if twins:
-        correct_biases_(captured, exact, twins, batches)
+    if exact is not None:
+        correct_biases_(captured, *exact, batches)
     captured.plan = captured.plan.with_layers(
         layers,
         skipped=skipped,

@@ -278,7 +278,7 @@ class _Run:
             "trials": len(candidates),
             "stopped": stopped,
             "original_ms": {**self.whole_ms, **self.unable},
-            "channels_ranked_by": asdict(ranked(task, config)),
+            "channels_ranked_by": asdict(ranked(self.captured, task.example_inputs, config)),
             "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
             "workers": self.workers.n,
             "lost_workers": self.workers.lost,

@@ -228,7 +228,7 @@ def recovered(
             None if variant.has_zeros else recipe,
             tell,
             checkpoints=checkpoints,
-            importance=ranked(task, config).importance,
+            importance=ranked(capture(model, task.example_inputs), task.example_inputs, config).importance,
             round_to=config.round_to,
             refit=True,
         )
@@ -246,10 +246,9 @@ def recovered(
     return captured
 
 
-def ranked(task: Task, config: SearchConfig) -> Ranking:
-    """What the channels of the task's model are ranked by."""
-    captured = capture(task.model, task.example_inputs)
-    labels = propagate(captured, task.example_inputs)
+def ranked(captured: CapturedModule, example_inputs: tuple[Any, ...], config: SearchConfig) -> Ranking:
+    """What the channels of captured are ranked by."""
+    labels = propagate(captured, example_inputs)
     return ranking(captured, labels, find_groups(labels), config.importance)
 
 

@@ -51,12 +51,12 @@ def find_readers(
     Raises:
         ConfigError: a group has neither. TaskError: there is no batch, or one does not fit the model.
     """
-    for name in without_readers(captured, labels, groups):
+    layers, slots, products = _what_reads(captured, labels, groups)
+    for name in _unread(groups, slots, products):
         raise ConfigError(
             f"importance='obs' cannot rank the channels of '{name}': no linear layer, convolution or product "
             f"reads them. Exclude it (exclude=['{name}']), or use another criterion."
         )
-    layers, slots, products = _what_reads(captured, labels, groups)
     wanted = [layers[name] for name in dict.fromkeys(slot.parameter for read in slots for slot in read)]
     batches = list(batches) if wanted and any(products) else batches
     moments = input_statistics(captured, wanted, batches, full=True) if wanted else {}
@@ -71,6 +71,10 @@ def find_readers(
 def without_readers(captured: CapturedModule, labels: Labels, groups: list[Group]) -> list[str]:
     """The names of the groups that no linear layer, convolution or product reads."""
     _, slots, products = _what_reads(captured, labels, groups)
+    return _unread(groups, slots, products)
+
+
+def _unread(groups: list[Group], slots: list[list[Slot]], products: list[list[tuple[fx.Node, Tensor]]]) -> list[str]:
     found = zip(groups, slots, products, strict=True)
     return [group.name for group, read, multiplied in found if not read and not multiplied]
 

@@ -7,6 +7,7 @@ too. `mean_shift` is the analytic way of sec. 4.2, E[Ŵx] = E[Wx] + (Ŵ - W) E[x
 E[x] is the mean of the calibration data, padding included.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,6 +53,13 @@ def correct_biases_(
                     run.env[node] = run.env[node] + ops.along(moved, run.env[node], axis)
                 _forget(freed_exact.get(twins[node], ()), [goal for _, goal in pairs])
             _forget(freed.get(node, ()), [run for run, _ in pairs])
+
+
+def exact_twins(captured: CapturedModule, layers: Iterable[fx.Node]) -> tuple[CapturedModule, dict[fx.Node, fx.Node]]:
+    """A copy of captured, which is float so far, and what layers are in it; as correct_biases_ needs both later."""
+    exact = copy.deepcopy(captured)
+    copies = dict(zip(captured.graph.nodes, exact.graph.nodes, strict=True))
+    return exact, {node: copies[node] for node in layers}
 
 
 def _forget(nodes: Iterable[fx.Node], runs: list[Run]) -> None:
