@@ -36,7 +36,7 @@ CASES = [
 
 def moments_of_correlated_inputs(n: int) -> Moments:
     x = torch.randn(2 * n, n // 4, generator=torch.Generator().manual_seed(1)) @ torch.randn(n // 4, n)
-    return Moments(x.T @ x / len(x), x.abs().mean(0))
+    return Moments((x.T @ x / len(x))[None], x.abs().mean(0)[None])
 
 
 def forget_peak_bytes() -> int:

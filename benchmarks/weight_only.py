@@ -158,7 +158,7 @@ def by_lighten(encoder: Encoder, scheme: Scheme, method: str, batches: list[Tens
     found, _ = find_weights(captured, ["model.embeddings"])
     config, rounded = method_config(method), {}
 
-    def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
+    def work(weight: StoredWeight, moments: Moments | None) -> Tensor:
         value = get_tensor(captured, str(weight.parameter.target))
         q = round_weight(value, format_of(scheme), scheme.group_size, config, moments)
         rounded[weight.layer.removeprefix("model.")] = q.effective()
@@ -256,7 +256,7 @@ def moments_at(encoder: Encoder, name: str, batches: list[Tensor]) -> Moments:
         for batch in batches:
             Hidden(encoder.model)(batch)
     hook.remove()
-    return accumulator.moments()[0]
+    return accumulator.moments()
 
 
 def one_matrix(name: str, methods: list[str], schemes: list[str]) -> str:
@@ -270,7 +270,7 @@ def one_matrix(name: str, methods: list[str], schemes: list[str]) -> str:
         cells = []
         for scheme in map(parse_scheme, schemes):
             changes = [restored(weight, scheme, m, parts[0]) - weight for m in (method, "rtn")]
-            errors = [[float(((c @ part.hessian) * c).sum()) for part in parts] for c in changes]
+            errors = [[float(((c @ part.hessian[0]) * c).sum()) for part in parts] for c in changes]
             cells.append(" / ".join(f"{a / b:.3f}" for a, b in zip(*errors, strict=True)))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -279,7 +279,7 @@ def one_matrix(name: str, methods: list[str], schemes: list[str]) -> str:
 def restored(weight: Tensor, scheme: Scheme, method: str, moments: Moments) -> Tensor:
     if method in PEERS:
         return peers({"": weight}, scheme)[method]()[""]
-    return round_weight(weight, format_of(scheme), scheme.group_size, method_config(method), [moments]).effective()
+    return round_weight(weight, format_of(scheme), scheme.group_size, method_config(method), moments).effective()
 
 
 def correlation(encoder: Encoder, pairs: list[tuple[str, str, float]]) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lighten.quantize import methods as _methods  # noqa: F401  fills the registry
 from lighten.quantize.formats import Format, IntegerFormat, QuantizedWeight, format_of
 from lighten.quantize.methods.config import MethodConfig
+from lighten.quantize.moments import output_errors
 from lighten.quantize.scheme import parse_scheme
 from lighten.registry import quantizer
 from tests.quantize.methods.problems import moments_of
@@ -113,6 +114,30 @@ def test_eight_bits_are_near_the_weight(entry) -> None:
     """Within 2 % of the spread: 8 bits over 6 standard deviations are steps of 2.4 %; clipping at 3 is rare."""
     restored = run(entry, RANDOM, "w8").effective()
     assert (restored - RANDOM).square().mean().sqrt() < 0.02 * RANDOM.std() + 0.05 * (entry.name == "standardized")
+
+
+@pytest.mark.parametrize("scheme", ["w4-g8", "w3-g8-sym", "w4"])
+@pytest.mark.parametrize("settings", [{}, {"act_order": False, "block_size": 8}], ids=["defaults", "other"])
+def test_parts_at_once_are_what_each_part_is_alone(entry, scheme: str, settings: dict[str, object]) -> None:
+    """Of a grouped convolution, one of whose parts has dead inputs. float32 sums are made in another order: what is
+    next to a tie may fall to the other side, so errors are compared, and as good as all codes."""
+    known = {f.name for f in fields(entry.config)}
+    if not entry.config.needs_inputs or entry.config.scales_inputs or not known.issuperset(settings):
+        pytest.skip("knows no parts, or none of these settings")
+    make = torch.Generator().manual_seed(4)
+    inputs = torch.randn(5, 50, 20, generator=make).relu() * torch.linspace(0.1, 5, 20)
+    inputs = inputs @ torch.randn(5, 20, 20, generator=make)
+    inputs[2] = 0
+    weight, parsed = torch.randn(20, 20, generator=make), parse_scheme(scheme)
+    config = quick(entry.config(**settings))
+    form, size = format_of(parsed), parsed.group_size
+    whole = entry.function(weight, form, size, config, moments_of(inputs))
+    alone = [entry.function(w, form, size, config, moments_of(x)) for w, x in zip(weight.chunk(5), inputs, strict=True)]
+    codes = torch.cat([q.codes for q in alone])
+    assert (whole.codes == codes).float().mean() > 0.98
+    errors = output_errors(weight, whole, moments_of(inputs).hessian)
+    each = [output_errors(w, q, moments_of(x).hessian) for w, q, x in zip(weight.chunk(5), alone, inputs, strict=True)]
+    assert float(errors.sum()) == pytest.approx(float(torch.cat(each).sum()), rel=0.02)
 
 
 def test_every_setting_is_noticed(entry) -> None:

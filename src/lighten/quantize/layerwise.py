@@ -25,12 +25,12 @@ def run_layer_by_layer(
     captured: CapturedModule,
     weights: Iterable[StoredWeight],
     batches: Iterable[Any],
-    round_weight: Callable[[StoredWeight, list[Moments] | None], Tensor],
+    round_weight: Callable[[StoredWeight, Moments | None], Tensor],
 ) -> None:
     """Call round_weight for each of weights, in the order in which layers run; captured itself is not modified.
 
-    round_weight: from a weight and the moments of its reader's input, one for each group of a grouped convolution
-    (None = it has no reader), to the weight that later layers see.
+    round_weight: from a weight and the moments of its reader's input (None = it has no reader) to the weight that later
+    layers see.
 
     Raises:
         TaskError: a batch does not fit the model, or the input of a layer is NaN or infinite (it is named).
@@ -114,7 +114,7 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _moments(weight: StoredWeight, reader: fx.Node, value: Tensor, runs: list[_Pair]) -> list[Moments]:
+def _moments(weight: StoredWeight, reader: fx.Node, value: Tensor, runs: list[_Pair]) -> Moments:
     accumulator = MomentAccumulator()
     source = arguments(reader)["input"]
     for run in runs:

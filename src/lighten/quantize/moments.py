@@ -2,6 +2,8 @@
 
 Rounding a weight W to Ŵ changes the layer's output by (W - Ŵ) x. Summed over the data, its square is
 tr((W - Ŵ) H (W - Ŵ)ᵀ) / 2 with `hessian` H = 2 X Xᵀ / n_samples, so H is all that data-driven rounding has to know.
+The rows of a grouped convolution's weight fall into `parts` of as many rows each, with inputs and an H of their own;
+other layers have one part. All parts are worked on at once: a depthwise layer has a thousand, of one row each.
 """
 
 import math
@@ -25,10 +27,10 @@ _UNFOLDED = 2**24  # most elements that patches of a convolution's input may tak
 
 @dataclass(frozen=True)
 class Moments:
-    """hessian [columns, columns] float32. mean_abs [columns]: the mean magnitude of each input.
+    """hessian [parts, columns, columns] float32. mean_abs [parts, columns]: the mean magnitude of each input.
 
-    drift [columns, columns]: 2 (X̄ - X) Xᵀ / n_samples, where X̄ are the inputs in the network as given, and X those
-    that rounded layers before make; None = they are the same.
+    drift [parts, columns, columns]: 2 (X̄ - X) Xᵀ / n_samples, where X̄ are the inputs in the network as given, and X
+    those that rounded layers before make; None = they are the same.
     """
 
     hessian: Tensor
@@ -37,7 +39,7 @@ class Moments:
 
 
 class MomentAccumulator:
-    """Sums over batches; keeps one [columns, columns] matrix for each group of a grouped convolution."""
+    """Sums over batches."""
 
     def __init__(self) -> None:
         self.n_samples = 0
@@ -46,29 +48,48 @@ class MomentAccumulator:
         self.drifts: Tensor | None = None
 
     def add(self, rows: Tensor, given: Tensor | None = None) -> None:
-        """rows [groups, samples, columns]: what each group of the layer multiplies with its weights. given: the same in
+        """rows [parts, samples, columns]: what each part of the layer multiplies with its weights. given: the same in
         the network as given."""
         rows = rows.detach().float()
         if given is not None:
             change = (given.detach().float() - rows).mT @ rows
             self.drifts = change if self.drifts is None else self.drifts.add_(change)
         if self.squares is None or self.magnitudes is None:
-            groups, _, columns = rows.shape
-            self.squares = torch.zeros(groups, columns, columns)
-            self.magnitudes = torch.zeros(groups, columns)
+            parts, _, columns = rows.shape
+            self.squares = torch.zeros(parts, columns, columns)
+            self.magnitudes = torch.zeros(parts, columns)
         self.squares.baddbmm_(rows.mT, rows)
         self.magnitudes += rows.abs().sum(1)
         self.n_samples += rows.shape[1]
 
-    def moments(self) -> list[Moments]:
-        """One for each group; to be asked for once, when all has been added."""
+    def moments(self) -> Moments:
+        """To be asked for once, when all has been added."""
         assert self.squares is not None
         assert self.magnitudes is not None
         n = max(1, self.n_samples)
         # Not summed on after this, so the sums themselves become the means: a copy would be another [columns, columns].
-        drifts = [None] * len(self.squares) if self.drifts is None else self.drifts.mul_(2 / n)
-        parts = zip(self.squares.mul_(2 / n), self.magnitudes.div_(n), drifts, strict=True)
-        return [Moments(*part) for part in parts]
+        drift = None if self.drifts is None else self.drifts.mul_(2 / n)
+        return Moments(self.squares.mul_(2 / n), self.magnitudes.div_(n), drift)
+
+
+def times(rows: Tensor, hessian: Tensor) -> Tensor:
+    """Each of rows [rows, columns] times the matrix of its part."""
+    product: Tensor = rows.unflatten(0, (len(hessian), -1)) @ hessian
+    return product.flatten(0, 1)
+
+
+def pieces(n_rows: int, n_parts: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """All rows in turn, about `most` at a time, with their parts: several whole parts, or some rows of one."""
+    each = n_rows // n_parts
+    if each > most:
+        for start in range(0, n_rows, each):
+            for row in range(start, start + each, most):
+                yield slice(row, min(row + most, start + each)), slice(start // each, start // each + 1)
+        return
+    step = most // each
+    for part in range(0, n_parts, step):
+        stop = min(part + step, n_parts)
+        yield slice(part * each, stop * each), slice(part, stop)
 
 
 def aim(weight: Tensor, moments: Moments) -> Tensor:
@@ -81,12 +102,12 @@ def aim(weight: Tensor, moments: Moments) -> Tensor:
     if moments.drift is None:
         return weight
     damped = moments.hessian.clone()
-    mean = damped.diagonal().mean()
-    if not mean > 0:
-        return weight
-    damped.diagonal().add_(AIM_DAMPING * mean)
-    moved = torch.cholesky_solve(moments.drift.T @ weight.float().T, torch.linalg.cholesky(damped)).T
-    return torch.where(weight == 0, 0.0, weight + moved.to(weight))
+    mean = damped.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    seen = mean > 0  # where no input ever was, nothing moves
+    damped.diagonal(dim1=1, dim2=2).add_(torch.where(seen, AIM_DAMPING * mean, 1.0))
+    toward = moments.drift.mT @ weight.float().unflatten(0, (len(damped), -1)).mT
+    moved = torch.cholesky_solve(toward, torch.linalg.cholesky(damped)).mT.where(seen[:, None], 0)
+    return torch.where(weight == 0, 0.0, weight + moved.flatten(0, 1).to(weight))
 
 
 def output_errors(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor) -> Tensor:
@@ -94,14 +115,12 @@ def output_errors(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor) -
 
     Some rows at a time. Large weights are scaled down before they are squared: float32 ends at 10^38.
     """
-    step = max(1, 2 * CHUNK // weight.shape[1])
     errors = []
-    for start in range(0, len(weight), step):
-        rows = slice(start, start + step)
+    for rows, parts in pieces(len(weight), len(hessian), max(1, 2 * CHUNK // weight.shape[1])):
         change = weight[rows].float() - quantized.effective(rows)
         unit = change.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
         change /= unit
-        errors.append(((change @ hessian) * change).sum(1).double() * unit.double() ** 2 / 2)
+        errors.append((times(change, hessian[parts]) * change).sum(1).double() * unit.double() ** 2 / 2)
     return torch.cat(errors)
 
 
@@ -119,7 +138,7 @@ def better_rows(first: QuantizedWeight, second: QuantizedWeight, prefer_first: T
 def rows_of_input(reader: fx.Node, x: Tensor, weight_shape: torch.Size) -> Iterator[Tensor]:
     """What reader, a linear layer or a convolution, multiplies with its weight's rows.
 
-    x: its input. Yields [groups, samples, columns], a few samples at a time.
+    x: its input. Yields [parts, samples, columns], a few samples at a time.
     """
     if reader.target not in CONVOLUTIONS:
         yield x.reshape(1, -1, x.shape[-1])

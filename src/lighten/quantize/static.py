@@ -221,7 +221,7 @@ def round_layers(
         return found
     weights = [StoredWeight(arguments(n)["weight"], name, n, False) for n, name in placement.weighted.items()]
 
-    def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
+    def work(weight: StoredWeight, moments: Moments | None) -> Tensor:
         assert weight.reader is not None
         request.on_progress(f"layer {len(found) + 1} of {len(weights)}, {weight.layer}, by {entry_of(method).name}")
         value = get_tensor(captured, str(weight.parameter.target)).detach()

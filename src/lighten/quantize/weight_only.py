@@ -17,7 +17,6 @@ from lighten.plan import LayerPlan
 from lighten.quantize import weight_ops
 from lighten.quantize.assignment import Assignment
 from lighten.quantize.formats import CodebookFormat, Float8Format, Format, IntegerFormat, QuantizedWeight, format_of
-from lighten.quantize.formats.grid import Grid
 from lighten.quantize.layerwise import run_layer_by_layer
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig
@@ -74,7 +73,7 @@ def quantize_weights(
     layers: dict[str, LayerPlan] = {}
     rounded: list[tuple[StoredWeight, QuantizedWeight]] = []
 
-    def work(weight: StoredWeight, moments: list[Moments] | None) -> Tensor:
+    def work(weight: StoredWeight, moments: Moments | None) -> Tensor:
         value = get_tensor(captured, str(weight.parameter.target)).detach()
         scheme = assignment.of(weight.layer)
         used = config if _can_use(config, weight) else RTNConfig()
@@ -133,21 +132,20 @@ def entry_of(config: MethodConfig) -> Entry[Any]:
 
 
 def round_weight(
-    weight: Tensor, form: Format, group_size: int | None, config: MethodConfig, moments: list[Moments] | None
+    weight: Tensor, form: Format, group_size: int | None, config: MethodConfig, moments: Moments | None
 ) -> QuantizedWeight:
-    """weight [out, …] as codes of its rows. moments: one for each of the groups that the rows fall into, or None.
+    """weight [out, …] as codes of its rows. moments: None = of a method that needs no inputs.
 
     Where inputs are not those of the network as given, what is rounded is the weight that makes up for that: see aim.
     """
     matrix = weight.detach().flatten(1).cpu()
+    function = entry_of(config).function
     if moments is None:
-        quantized: QuantizedWeight = entry_of(config).function(matrix, form, group_size, config)
-        return quantized
-    parts = [
-        entry_of(config).function(aim(rows, part), form, group_size, config, part)
-        for rows, part in zip(matrix.chunk(len(moments)), moments, strict=True)
-    ]
-    return _concatenated(parts)
+        quantized = function(matrix, form, group_size, config)
+    else:
+        quantized = function(aim(matrix, moments), form, group_size, config, moments)
+    assert isinstance(quantized, QuantizedWeight)
+    return quantized
 
 
 def store_weight_(captured: CapturedModule, weight: StoredWeight, quantized: QuantizedWeight) -> None:
@@ -179,14 +177,3 @@ def store_weight_(captured: CapturedModule, weight: StoredWeight, quantized: Qua
 def _must_be_numbers(value: Tensor, layer: str) -> None:
     if not value.isfinite().all():
         raise CaptureError(f"The weight of layer '{layer}' holds NaN or infinite values. Check the checkpoint.")
-
-
-def _concatenated(parts: list[QuantizedWeight]) -> QuantizedWeight:
-    if len(parts) == 1:
-        return parts[0]
-    zero_points = [part.grid.zero_point for part in parts]
-    grid = Grid(
-        torch.cat([part.grid.scale for part in parts]),
-        None if zero_points[0] is None else torch.cat([z for z in zero_points if z is not None]),
-    )
-    return QuantizedWeight(torch.cat([part.codes for part in parts]), grid, parts[0].format, parts[0].group_size)

@@ -19,7 +19,7 @@ def problem(rows: int = 24, columns: int = 40, seed: int = 0) -> tuple[Tensor, T
 
 
 def moments_of(x: Tensor) -> Moments:
+    """Of inputs x [samples, columns], or [parts, samples, columns]."""
     accumulator = MomentAccumulator()
-    accumulator.add(x[None])
-    (moments,) = accumulator.moments()
-    return moments
+    accumulator.add(x if x.dim() == 3 else x[None])
+    return accumulator.moments()

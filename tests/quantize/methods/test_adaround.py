@@ -41,7 +41,7 @@ def test_a_small_problem_is_solved_nearly_as_well_as_by_trying_everything() -> N
     for ups in itertools.product((0, 1), repeat=8):
         levels = (exact.floor() + torch.tensor(ups)).clamp(0, 15)
         change = (levels - exact) * nearest.grid.scale
-        best = torch.minimum(best, ((change @ moments.hessian) * change).sum(1) / 2)
+        best = torch.minimum(best, ((change @ moments.hessian[0]) * change).sum(1) / 2)
     ours, theirs = (output_errors(weight, w, moments.hessian).sum() for w in (q, nearest))
     # Where no single weight may turn any more, most of what there is to gain has been gained: three quarters at least.
     assert ours - best.sum() < 0.25 * (theirs - best.sum())

@@ -20,7 +20,7 @@ from lighten.quantize.formats.grid import Format, Grid, QuantizedWeight, per_col
 from lighten.quantize.formats.integer import IntegerFormat
 from lighten.quantize.methods.config import MethodConfig
 from lighten.quantize.methods.rtn import RTNConfig, rtn
-from lighten.quantize.moments import Moments, better_rows, output_errors
+from lighten.quantize.moments import Moments, better_rows, output_errors, times
 from lighten.registry import quantizer
 
 # The sigmoid is stretched to this range and cut to 0..1, so that 0 and 1 are reached: the paper's zeta and gamma.
@@ -73,7 +73,7 @@ def adaround(
 def round_up_or_down(
     weight: Tensor, form: IntegerFormat, grid: Grid, config: AdaRoundConfig, hessian: Tensor
 ) -> Tensor:
-    """[rows, columns] uint8 codes on grid, whose parts are [rows, columns] or [rows, 1]."""
+    """[rows, columns] uint8 codes on grid, whose parts are [rows, columns] or [rows, 1]. hessian: see Moments."""
     zero = torch.tensor(float(form.middle)) if grid.zero_point is None else grid.zero_point
     lowest = 1 if grid.zero_point is None else 0
     exact = weight / grid.scale + zero
@@ -81,7 +81,7 @@ def round_up_or_down(
     share = (exact - below).clamp(0.01, 0.99)
     logits = torch.logit((share - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)).requires_grad_()
     nearest = (exact.round().clamp(lowest, form.largest) - exact) * grid.scale
-    unit = ((nearest @ hessian) * nearest).sum(1).clamp(min=torch.finfo(torch.float32).tiny)  # [rows]
+    unit = (times(nearest, hessian) * nearest).sum(1).clamp(min=torch.finfo(torch.float32).tiny)  # [rows]
     optimizer = torch.optim.Adam([logits], lr=config.learning_rate)
     # A weight that is a level of the grid stays there, whatever happens around it: zeros stay zeros.
     free = exact != below
@@ -90,7 +90,7 @@ def round_up_or_down(
         with torch.enable_grad():
             up = _up(logits)
             change = ((below + up * free).clamp(lowest, form.largest) - exact) * grid.scale
-            loss = (((change @ hessian) * change).sum(1) / unit).mean()
+            loss = ((times(change, hessian) * change).sum(1) / unit).mean()
             if step >= warm:
                 progress = (step - warm) / max(1, config.steps - warm)
                 beta = config.first_beta + (config.last_beta - config.first_beta) * progress
@@ -114,21 +114,22 @@ def _turn(
     down, lowest, highest: steps from the exact weight to the level below, the first and the last level. Of the slope
     change @ H, the columns of a block are kept up to date, the rest when the block is done.
     """
-    up = up.clone()
     steps = [(down + way).clamp(lowest, highest) * scale for way in (0, 1)]  # what each choice changes
-    slope = torch.where(up, steps[1], steps[0]) @ hessian
-    for start in range(0, up.shape[1], _BLOCK):
-        span = slice(start, start + _BLOCK)
-        moved = torch.zeros_like(slope[:, span])
-        for i in range(start, min(start + _BLOCK, up.shape[1])):
-            gap = torch.where(up[:, i], -1.0, 1.0) * (steps[1][:, i] - steps[0][:, i])
-            pays = (2 * gap * slope[:, i] + gap * gap * hessian[i, i] < 0) & free[:, i]
+    # All [parts, rows of a part, columns] from here.
+    up, free, gaps = (x.unflatten(0, (len(hessian), -1)) for x in (up.clone(), free, steps[1] - steps[0]))
+    slope = torch.where(up, steps[1].view_as(gaps), steps[0].view_as(gaps)) @ hessian
+    for start in range(0, up.shape[2], _BLOCK):
+        span, after = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        moved = torch.zeros_like(slope[:, :, span])
+        for i in range(start, min(start + _BLOCK, up.shape[2])):
+            gap = torch.where(up[:, :, i], -1.0, 1.0) * gaps[:, :, i]
+            pays = (2 * gap * slope[:, :, i] + gap * gap * hessian[:, i, i, None] < 0) & free[:, :, i]
             gap = gap * pays
-            up[:, i] ^= pays
-            moved[:, i - start] = gap
-            slope[:, span].addr_(gap, hessian[i, span])
-        slope[:, start + _BLOCK :].addmm_(moved, hessian[span, start + _BLOCK :])
-    return up
+            up[:, :, i] ^= pays
+            moved[:, :, i - start] = gap
+            slope[:, :, span].addcmul_(gap[:, :, None], hessian[:, i, None, span])
+        slope[:, :, after].baddbmm_(moved, hessian[:, span, after])
+    return up.flatten(0, 1)
 
 
 def _up(logits: Tensor) -> Tensor:

@@ -37,12 +37,12 @@ class AWQConfig(MethodConfig):
 
 @quantizer("awq", AWQConfig)
 def awq(weight: Tensor, form: Format, group_size: int | None, config: AWQConfig, moments: Moments) -> QuantizedWeight:
-    """weight [rows, columns]; the result's input_scale [columns] is a power of mean_abs.
+    """weight [rows, columns], of one part; the result's input_scale [columns] is a power of mean_abs.
 
     It is there even where it is all ones: what a network consists of may not hang on its weights, or a checkpoint could
     not be restored.
     """
-    size = moments.mean_abs.clamp(min=LEAST * float(moments.mean_abs.max()))
+    (size,) = moments.mean_abs.clamp(min=LEAST * float(moments.mean_abs.max()))
     best: QuantizedWeight | None = None
     least = torch.inf
     for i in range(config.candidates):

@@ -64,61 +64,78 @@ def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfi
 
 
 def order_of(hessian: Tensor, config: GPTQConfig) -> Tensor:
-    """[columns] in which order they are rounded."""
+    """[parts, columns]: in which order columns are rounded."""
+    diagonals = hessian.diagonal(dim1=1, dim2=2)
     if config.act_order:
-        return hessian.diagonal().argsort(descending=True, stable=True)
-    return torch.arange(len(hessian))
+        return diagonals.argsort(descending=True, stable=True)
+    return torch.arange(hessian.shape[1]).expand_as(diagonals)
 
 
 def compensate(
     weight: Tensor, form: Format, size: int, grid: Grid, config: GPTQConfig, hessian: Tensor, factor: Tensor
 ) -> QuantizedWeight:
     """Algorithm 1 alone. size: columns a group. grid: used with act_order. factor: see inverse_factor."""
-    rows, columns = weight.shape
+    (n_parts, columns), each = hessian.shape[:2], len(weight) // len(hessian)
     order = order_of(hessian, config)
-    codes = torch.empty(columns, rows, dtype=torch.uint8)
+    by_column = weight.unflatten(0, (n_parts, each)).mT
+    codes = torch.empty(by_column.shape, dtype=torch.uint8)
     grid = Grid(*(None if part is None else part.clone() for part in grid))  # type: ignore[arg-type]
-    left = weight.t().index_select(0, order).float()  # [columns, rows]: a column of weight is a row of memory
+    # [parts, columns, rows of a part], in that order of columns: a column of weight is a row of memory.
+    left = by_column.gather(1, order[:, :, None].expand_as(by_column)).float()
+    every = torch.arange(n_parts)
     block = config.block_size
     if not config.act_order and size < columns:
         block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
     for start in range(0, columns, block):
         stop = min(start + block, columns)
-        errors = torch.empty(stop - start, rows)
+        errors = torch.empty(n_parts, stop - start, each)
         for i in range(start, stop):
-            group = int(order[i]) // size
             if not config.act_order and i % size == 0:
-                for part, fresh in zip(grid, form.fit(left[i : i + size].t()), strict=True):
+                for part, fresh in zip(grid, form.fit(left[:, i : i + size].mT.flatten(0, 1)), strict=True):
                     if part is not None and fresh is not None:
-                        part[:, group] = fresh[:, 0]
-            column = Grid(*(None if part is None else part[:, group] for part in grid))  # type: ignore[arg-type]
-            pruned = weight[:, int(order[i])] == 0
-            rounded = form.encode(left[i].masked_fill(pruned, 0), column)
-            codes[int(order[i])] = rounded
-            errors[i - start] = (left[i] - form.decode(rounded, column)) / factor[i, i]
-            left[i + 1 : stop].addr_(factor[i, i + 1 : stop], errors[i - start], alpha=-1)
-        left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+                        part[:, i // size] = fresh[:, 0]
+            at = order[:, i]
+            column = _of_groups(grid, at // size, each)
+            values, pruned = left[:, i].flatten(), by_column[every, at].flatten() == 0
+            rounded = form.encode(values.masked_fill(pruned, 0), column)
+            codes[every, at] = rounded.view(n_parts, each)
+            error = (values - form.decode(rounded, column)).view(n_parts, each) / factor[:, i, i, None]
+            errors[:, i - start] = error
+            left[:, i + 1 : stop].addcmul_(factor[:, i, i + 1 : stop, None], error[:, None], value=-1)
+        left[:, stop:].baddbmm_(factor[:, start:stop, stop:].mT, errors, alpha=-1)
     del left  # the codes are about to be there twice
-    return QuantizedWeight(codes.t().contiguous(), grid, form, size)
+    return QuantizedWeight(codes.mT.flatten(0, 1).contiguous(), grid, form, size)
+
+
+def _of_groups(grid: Grid, groups: Tensor, each: int) -> Grid:
+    """The grid [rows] of the groups of columns that rows have it from: groups [parts], of `each` rows."""
+    if len(groups) == 1:
+        parts = [None if part is None else part[:, int(groups)] for part in grid]
+    else:
+        index = groups.repeat_interleave(each)[:, None]
+        parts = [None if part is None else part.gather(1, index)[:, 0] for part in grid]
+    return Grid(*parts)  # type: ignore[arg-type]
 
 
 def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     """Upper U with Uᵀ U = (H + damping · mean(diag H) · I)⁻¹, rows and columns in that order; its row i is what an
-    error in column i does to the rest.
+    error in column i does to the rest. All [parts, columns, columns].
 
-    More damping is tried, ten times as much, where float32 finds the sum not positive definite. Of the matrices on the
-    way two are held at a time.
+    More damping is tried, ten times as much, in parts where float32 finds the sum not positive definite. Of the
+    matrices on the way two are held at a time.
     """
-    mean = hessian.diagonal().mean()
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    added = torch.where(mean > 0, damping * mean, 1.0)
+    every = torch.arange(len(hessian))[:, None, None]
     matrix: Tensor
     for _ in range(8):
-        matrix = hessian[order[:, None], order]
-        matrix.diagonal().add_(damping * mean if mean > 0 else 1.0)
+        matrix = hessian[every, order[:, :, None], order[:, None]]
+        matrix.diagonal(dim1=1, dim2=2).add_(added)
         matrix, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed:
+        if not failed.any():
             torch.cholesky_inverse(matrix, out=matrix)
             matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
-            if not failed:
+            if not failed.any():
                 return matrix
-        damping *= 10
+        added = torch.where(failed[:, None] > 0, 10 * added, added)
     raise AssertionError("a positive semidefinite matrix plus 10^5 of its mean diagonal is positive definite")

@@ -23,7 +23,7 @@ from lighten.errors import ConfigError
 from lighten.quantize.formats.grid import CHUNK, Format, Grid, QuantizedWeight, per_column
 from lighten.quantize.formats.integer import IntegerFormat
 from lighten.quantize.methods.config import MethodConfig
-from lighten.quantize.moments import Moments
+from lighten.quantize.moments import Moments, pieces, times
 from lighten.registry import quantizer
 
 LEAST_SHARE = 0.01  # of a range: without any, every weight of the group would be zero
@@ -64,10 +64,11 @@ def signround(
     columns = weight.shape[1]
     size = columns if group_size is None else min(group_size, columns)
     parts = []
-    for rows in weight.float().split(max(1, CHUNK // columns)):
-        codes, *grid = descend(rows, bound, size, config, moments.hessian)
+    for some, of_parts in pieces(len(weight), len(moments.hessian), max(1, CHUNK // columns)):
+        rows, hessian = weight[some].float(), moments.hessian[of_parts]
+        codes, *grid = descend(rows, bound, size, config, hessian)
         wide = Grid(*(per_column(part, size, columns).expand_as(rows) for part in grid))
-        parts.append((settle(rows, codes, wide, bound, config, moments.hessian), *grid))
+        parts.append((settle(rows, codes, wide, bound, config, hessian), *grid))
     codes, scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))
     return QuantizedWeight(codes, Grid(scale, None if bound.symmetric else zero_point), bound, size)
 
@@ -76,7 +77,7 @@ def descend(
     weight: Tensor, form: IntegerFormat, group_size: int, config: SignRoundConfig, hessian: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of weight [rows, columns] the codes uint8 with the least output error on the way, and their scale and zero_point
-    [rows, groups], a symmetric format's written out."""
+    [rows, groups], a symmetric format's written out. hessian: see Moments."""
     low, high = range_of_groups(weight, group_size)
     offset, shares = torch.zeros_like(weight), torch.ones(2, *low.shape)
     unit = _unit(weight)
@@ -91,7 +92,7 @@ def descend(
             shares.requires_grad_()
             restored, *found = round_through(weight, offset * free, low * shares[0], high * shares[1], form, group_size)
             change = (restored.detach() - weight) / unit
-            slope = change @ hessian
+            slope = times(change, hessian)
             slopes = torch.autograd.grad(restored, (offset, shares), slope)
         error = (change * slope).sum(1)
         better = error < least
@@ -142,31 +143,35 @@ def settle(
 ) -> Tensor:
     """codes of weight, all [rows, columns] like the parts of grid, after passes over the columns; no row is worse.
 
-    Columns are rows of memory here, so that one and all that come after it lie together.
+    Columns are rows of memory here, [parts, columns, rows of a part], so that one and all that come after it lie
+    together.
     """
     assert grid.zero_point is not None
     unit = _unit(weight)
-    scale, exact = (grid.scale / unit).t().contiguous(), (weight / unit).t().contiguous()
-    levels = (codes - grid.zero_point).t().contiguous()
-    lowest, highest = ((end - grid.zero_point).t() for end in (int(form.symmetric), form.largest))
-    mean = hessian.diagonal().mean()
-    damped = hessian + torch.eye(len(hessian)) * (config.damping * mean if mean > 0 else 1.0)
+
+    ends = (end - grid.zero_point for end in (int(form.symmetric), form.largest))
+    scale, exact, levels, lowest, highest = (
+        x.unflatten(0, (len(hessian), -1)).mT.contiguous()
+        for x in (grid.scale / unit, weight / unit, codes - grid.zero_point, *ends)
+    )
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    damped = hessian + torch.diag_embed(torch.where(mean > 0, config.damping * mean, 1.0).expand(hessian.shape[:2]))
     before = levels.clone()
     for _ in range(config.sweeps):
         slope = damped @ (levels * scale - exact)
         moved = False
-        for i in range(len(levels)):
-            best = levels[i] - slope[i] / (damped[i, i] * scale[i])
-            best = best.round_().clamp_(lowest[i], highest[i]).where(exact[i] != 0, levels[i])
-            step = best - levels[i]
+        for i in range(levels.shape[1]):
+            best = levels[:, i] - slope[:, i] / (damped[:, i, i, None] * scale[:, i])
+            best = best.round_().clamp_(lowest[:, i], highest[:, i]).where(exact[:, i] != 0, levels[:, i])
+            step = best - levels[:, i]
             if step.any():
                 moved = True
-                levels[i] = best
-                slope[i:].addr_(damped[i, i:], step * scale[i])
+                levels[:, i] = best
+                slope[:, i:].addcmul_(damped[:, i, i:, None], (step * scale[:, i])[:, None])
         if not moved:
             break
-    errors = [(change * (hessian @ change)).sum(0) for change in (x * scale - exact for x in (levels, before))]
-    chosen = torch.where(errors[0] < errors[1], levels, before).t()
+    errors = [(change * (hessian @ change)).sum(1) for change in (x * scale - exact for x in (levels, before))]
+    chosen: Tensor = torch.where((errors[0] < errors[1])[:, None], levels, before).mT.flatten(0, 1)
     return (chosen + grid.zero_point).to(torch.uint8)
 
 
