@@ -46,9 +46,25 @@ def convolutions(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, object], in
     return x, weight, window, groups, draw(st.sampled_from([1, 2, 4, 8, 16]))
 
 
-@settings(max_examples=60, deadline=None)
+@st.composite
+def depthwise(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, object], int, int]:
+    """Wide enough for several vectors, with some zeros; windows of up to 42 weights, some in registers, some not."""
+    n, kernel = draw(st.integers(1, 20)), (draw(st.integers(1, 7)), draw(st.integers(1, 6)))
+    stride, padding, dilation = ((draw(st.integers(low, 3)), draw(st.integers(low, 3))) for low in (1, 0, 1))
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), most))
+        for k, p, d, most in zip(kernel, padding, dilation, (30, 70), strict=True)
+    ]
+    make = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    weight = torch.randn(n, 1, *kernel, generator=make)
+    weight[torch.rand(weight.shape, generator=make) >= draw(st.sampled_from([0.2, 0.8, 1.0]))] = 0
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    return torch.randn(draw(st.integers(1, 2)), n, *size, generator=make), weight, window, n, 1
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    case=convolutions(),
+    case=st.one_of(convolutions(), depthwise()),
     lanes=st.sampled_from([4, 8, 16]),
     residual=st.booleans(),
     threads=st.sampled_from([1, 2, 3, 8]),
@@ -84,10 +100,10 @@ def test_margins_after_the_last_line_are_zeros(width: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     mode=st.sampled_from(["max", "mean"]),
-    kernel=st.integers(1, 4),
+    kernel=st.sampled_from([1, 2, 3, 4, 6]),
     stride=st.integers(1, 3),
     pads=st.booleans(),
-    size=st.integers(4, 11),
+    size=st.integers(6, 20),
     seed=st.integers(0, 99),
 )
 def test_any_pool_is_the_modules(mode: str, kernel: int, stride: int, pads: bool, size: int, seed: int) -> None:

@@ -8,8 +8,9 @@ weight (c, ky, kx) needs lies at a constant distance from it:
     0 0 0 0 0 | a b c 0 d e f 0 0 0 0 0        (height 2, width 3, one column and one line of margin)
 
 Tensors that such products tie together share pitch and lines, so a layout is solved for a class of tensors at a time.
-A stride is taken out first: a *split* writes every s-th column and line as a plane of its own (a phase), and on phases
-the product has stride 1 again.
+A product's stride is taken out first: a *split* writes every s-th column and line as a plane of its own (a phase), and
+on phases the product has stride 1 again. What goes by windows, see emit/windows.py, reads with its stride, and ties
+nothing; the splits of maxima are copies with another margin.
 """
 
 import itertools
@@ -112,16 +113,16 @@ def taps(op: Conv | Pool) -> list[tuple[int, int]]:
     ]
 
 
-def reads(op: Conv | Pool, split: Split | None) -> list[tuple[int, int, int]]:
-    """For each weight (ky, kx): the phase's slot and the distance (lines, columns) in that phase."""
+def reads(op: Conv, split: Split | None) -> list[tuple[int, int, int]]:
+    """For each weight (ky, kx) of a product: the phase's slot and the distance (lines, columns) in that phase."""
     if split is None:
         return [(0, y, x) for y, x in taps(op)]
     sy, sx = split.stride
     return [(split.phases.index((y % sy, x % sx)), y // sy, x // sx) for y, x in taps(op)]
 
 
-def make_layout(program: Program) -> Layout:
-    """Lay out program for one sample.
+def make_layout(program: Program, depthwise: frozenset[int] = frozenset()) -> Layout:
+    """Lay out program for one sample. depthwise: the convolutions that go by windows, as all pools do.
 
     Raises:
         ArtifactError: it needs more than 2^31 floats.
@@ -131,39 +132,52 @@ def make_layout(program: Program) -> Layout:
     fill = [0.0] * len(tensors)
     wanted: dict[tuple[int, tuple[int, ...], float, int, int], list[int]] = {}
     for i, op in enumerate(program.ops):
-        if isinstance(op, (Conv, Pool)) and _needs_split(op):
-            value = -np.inf if isinstance(op, Pool) and op.mode == "max" and any(op.padding) else 0.0
+        if isinstance(op, Conv) and op.stride != (1, 1) and i not in depthwise:
             out = tensors[first + i]  # of one size, so that the pitch can be one as well
-            wanted.setdefault((op.inputs[0], op.stride, value, out.height, out.width), []).append(i)
+            wanted.setdefault((op.inputs[0], op.stride, 0.0, out.height, out.width), []).append(i)
+        if isinstance(op, Pool) and op.mode == "max" and any(op.padding):
+            wanted.setdefault((op.inputs[0], (1, 1), -np.inf, 0, 0), []).append(i)
     splits: dict[int, Split] = {}
-    for (_, _, value, *_), readers in wanted.items():
+    for (source, (sy, sx), value, *_), readers in wanted.items():
         ops = [op for i in readers if isinstance(op := program.ops[i], (Conv, Pool))]
-        (sy, sx), source = ops[0].stride, ops[0].inputs[0]
         phases = tuple(dict.fromkeys((y % sy, x % sx) for op in ops for y, x in taps(op)))
         x = tensors[source]
         splits |= dict.fromkeys(readers, Split(source, len(tensors), (sy, sx), phases))
         tensors.append(Tensor(x.rows * len(phases), -(-x.height // sy), -(-x.width // sx)))
         fill.append(value)
-    return _place(program, tensors, splits, fill)
+    return _place(program, tensors, splits, fill, depthwise)
 
 
-def _needs_split(op: Conv | Pool) -> bool:
-    return op.stride != (1, 1) or (isinstance(op, Pool) and op.mode == "max" and any(op.padding))
-
-
-def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float]) -> Layout:
+def _place(
+    program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float], depthwise: frozenset[int]
+) -> Layout:
     first = len(program.inputs)
     classes = _Classes(tensors)
     clean = [False] * len(tensors)
     for i, op in enumerate(program.ops):
-        out = first + i
-        for at in tied_inputs(op, splits.get(i), tensors):
-            classes.tie(at, out)
-        if isinstance(op, (Conv, Pool)):
-            at = splits[i].to if i in splits else op.inputs[0]
+        out, at = first + i, splits[i].to if i in splits else op.inputs[0] if op.inputs else 0
+        y = tensors[out]
+        if isinstance(op, Pool) or i in depthwise:
+            assert isinstance(op, (Conv, Pool))
+            ends = [
+                (min(reached), stride * (size - 1) + max(reached))
+                for reached, stride, size in zip(
+                    zip(*taps(op), strict=True), op.stride, (y.height, y.width), strict=True
+                )
+            ]
+            x = tensors[at]
+            clean[at] |= any(
+                low < 0 or high >= size for (low, high), size in zip(ends, (x.height, x.width), strict=True)
+            )
+            classes.leave_room(at, *ends)
+            continue
+        for tied in tied_inputs(op, splits.get(i), tensors):
+            classes.tie(tied, out)
+        if isinstance(op, Conv):
             distances = [(y, x) for _, y, x in reads(op, splits.get(i))]
             clean[at] |= any(distance != (0, 0) for distance in distances)
-            classes.leave_room(at, out, distances)
+            lines, columns = zip(*distances, strict=True)
+            classes.leave_room(at, (min(lines), y.height - 1 + max(lines)), (min(columns), y.width - 1 + max(columns)))
     last_use = _last_uses(program, splits, len(tensors))
     arena = _Arena()
     places: list[Place | None] = [None] * len(tensors)
@@ -195,7 +209,7 @@ def _place(program: Program, tensors: list[Tensor], splits: dict[int, Split], fi
 def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Iterable[int]:
     """The tensors that must share pitch and lines with what op makes."""
     match op:
-        case Conv() | Pool():
+        case Conv():
             return (op.inputs[0] if split is None else split.to, *op.inputs[1:])
         case Elements():
             grids = [(tensors[at].height, tensors[at].width) for at in op.inputs]
@@ -241,12 +255,11 @@ class _Classes:
         self.pitch[a] = max(self.pitch[a], self.pitch[b])
         self.lines[a] = max(self.lines[a], self.lines[b])
 
-    def leave_room(self, source: int, out: int, distances: Sequence[tuple[int, int]]) -> None:
-        """Margins, so that what `out` reads of `source` at these distances is of its own line, or margin."""
-        at, x, y = self.root(source), self.tensors[source], self.tensors[out]
-        lines, columns = [d[0] for d in distances], [d[1] for d in distances]
-        self.pitch[at] = max(self.pitch[at], x.width - min(columns), y.width + max(columns))
-        self.lines[at] = max(self.lines[at], x.height - min(lines), y.height + max(lines))
+    def leave_room(self, source: int, lines: tuple[int, int], columns: tuple[int, int]) -> None:
+        """Margins, so that what is read of `source`, from the first to the last line and column, is place or margin."""
+        at, x = self.root(source), self.tensors[source]
+        self.pitch[at] = max(self.pitch[at], x.width - columns[0], columns[1] + 1)
+        self.lines[at] = max(self.lines[at], x.height - lines[0], lines[1] + 1)
 
     def pitch_of(self, at: int) -> int:
         return self.pitch[self.root(at)]

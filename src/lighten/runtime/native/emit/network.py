@@ -22,6 +22,7 @@ from lighten.runtime.native.emit.matvec import matvec
 from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, reduce_places
 from lighten.runtime.native.emit.product import product
 from lighten.runtime.native.emit.team import PART
+from lighten.runtime.native.emit.windows import LINES, Window, windows
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import (
@@ -46,6 +47,7 @@ from lighten.runtime.native.stored import Stored
 NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
 HEIGHT = 4  # rows to a block of a product of activations
 EXP = 24  # operations in the time of a vector's exponential, and the rest of a softmax
+LEAST_OF_WINDOW = 0.5  # of a depthwise layer's weights, so that computing with zeros beats a product without them
 STORING = 4  # operations in the time that storing a vector takes, with all around it
 Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
 
@@ -69,7 +71,8 @@ class Network:
     ) -> None:
         self.kernels, self.blob, self.program, self.stored = kernels, blob, program, stored
         self.target, self.n_threads, self.are_samples = target, threads, are_samples
-        self.layout: Layout = make_layout(program)
+        self.depthwise = _depthwise(program, stored)
+        self.layout: Layout = make_layout(program, frozenset(self.depthwise))
         self.kept: dict[tuple[Any, ...], Array] = {}
         self.stages: list[Value] = []
         self.work = 0.0
@@ -87,7 +90,12 @@ class Network:
                 split_done.add(split.to)
                 self._split(split)
             out = self.layout.places[n_inputs + i]
-            self._op(op, [self.layout.places[at] for at in op.inputs], out, split)
+            inputs = [self.layout.places[at] for at in op.inputs]
+            if i in self.depthwise:
+                assert isinstance(op, Conv)
+                self._windows(op, "sum", inputs, out, op.act, self.depthwise[i])
+            else:
+                self._op(op, inputs, out, split)
         for i in range(len(self.program.outputs)):
             self._output(i)
         self.code.b.ret_void()
@@ -138,7 +146,8 @@ class Network:
             case Conv():
                 self._conv(op, inputs, out, split)
             case Pool():
-                self._pool(op, inputs[0], out, split)
+                x = inputs[0] if split is None else self.layout.places[split.to]
+                self._windows(op, op.mode, [x], out, "none", None)
             case Reduce():
                 (self._reduce_rows if op.groups else self._reduce_places)(op, inputs[0], out)
             case Elements():
@@ -164,26 +173,33 @@ class Network:
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
         weight = self.stored.weights[op.weight]
-        source, at = self._window(op, inputs[0], split)
+        source = inputs[0] if split is None else self.layout.places[split.to]
+        phase = inputs[0].tensor.rows * source.row_stride
+        # How far each weight (ky, kx) reads from its output's place.
+        at = np.array([slot * phase + y * source.pitch + x for slot, y, x in reads(op, split)])
         channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
         offsets = self._ints(channel * source.row_stride + at[tap])
         self._product(weight, offsets, source, out, inputs[1] if len(inputs) > 1 else None, op.act)
 
-    def _pool(self, op: Pool, x: Place, out: Place, split: Split | None) -> None:
-        """A product of each channel with itself: the mean by equal weights, the maximum without any."""
-        source, at = self._window(op, x, split)
-        channels = x.tensor.rows
-        offsets = self._ints((np.arange(channels)[:, None] * source.row_stride + at).ravel())
-        ptr = np.arange(channels + 1, dtype=np.int32) * np.int32(len(at))
-        value = np.full((channels * len(at), 1), 1 / len(at), np.float32)
-        weight = Packed(ptr, offsets, value, np.zeros(channels, np.float32))
-        self._product(weight, offsets, source, out, None, "none", is_max=op.mode == "max")
-
-    def _window(self, op: Conv | Pool, x: Place, split: Split | None) -> tuple[Place, Array]:
-        """What op reads in place of x, and how far each weight (ky, kx) reads from its output's place: int64 [taps]."""
-        source = x if split is None else self.layout.places[split.to]
-        phase = x.tensor.rows * source.row_stride
-        return source, np.array([slot * phase + y * source.pitch + x for slot, y, x in reads(op, split)])
+    def _windows(
+        self, op: Conv | Pool, how: str, inputs: Sequence[Place], out: Place, act: str, weight: Packed | None
+    ) -> None:
+        """weight: None = of a pool."""
+        (x, *others), t = inputs, out.tensor
+        window = Window(_two(op.kernel), _two(op.stride), _two(op.dilation), how)
+        lanes = min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
+        lines = min(LINES, t.height) if window.is_unrolled else 1
+        n_blocks, n_vectors = -(-t.height // lines), -(-t.width // lanes)
+        item = lines * n_vectors * (window.size + STORING)
+        (cuts,) = self._begin(inputs, out, np.full(t.rows * n_blocks, item))
+        kernel = windows(self.kernels, window, lines=lines, lanes=lanes, act=act, residual=bool(others))
+        other = others[0] if others else out
+        start = self._at(x, -op.padding[0] * x.pitch - op.padding[1])
+        tables = [start] * 2 if weight is None else [self._const(weight.value), self._const(weight.bias)]
+        ends = (n_blocks, t.height - lines, n_vectors, t.width - lanes)
+        sizes = [size for place in (x, out, other) for size in (place.row_stride, place.pitch)]
+        pointers = [start, self._at(out), self._at(other), *tables]
+        self._call(kernel, [*pointers, *self._range(cuts), *map(self._i, (*ends, *sizes))])
 
     def _product(
         self,
@@ -193,9 +209,8 @@ class Network:
         out: Place,
         residual: Place | None,
         act: str,
-        is_max: bool = False,
     ) -> None:
-        if source.is_vector and out.is_vector and not is_max:
+        if source.is_vector and out.is_vector:
             self._matvec(weight, offsets, source, out, residual, act)
             return
         other, weight = residual or out, weight.floats  # each serves V vectors: there is no memory to wait for
@@ -205,7 +220,7 @@ class Network:
         by_blocks = vectors < NARROW * self.n_threads
         reads = [source, other] if residual else [source]
         (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
-        shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act, "is_max": is_max}
+        shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act}
         shape |= {"residual": residual is not None, "masked": self._is_masked(out)}
         blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
         for v, columns, counts in self._tiles([0, vectors] if by_blocks else cuts, block, self.target):
@@ -430,6 +445,31 @@ class Network:
 
     def _call(self, kernel: Value, args: Sequence[Value]) -> None:
         self.code.b.call(kernel, args)
+
+
+def _depthwise(program: Program, stored: Stored) -> dict[int, Packed]:
+    """The convolutions of which each row reads its own alone, and most of its window where there is no stride to take
+    out, by their place in the program; with weights for all of the window."""
+    found = {}
+    for i, op in enumerate(program.ops):
+        if not isinstance(op, Conv) or op.kernel == (1, 1) or program.tensors[op.inputs[0]].rows != op.rows:
+            continue
+        weight, size = stored.weights[op.weight].floats, op.kernel[0] * op.kernel[1]
+        row = np.repeat(np.arange(len(weight.ptr) - 1), np.diff(weight.ptr))
+        whole = np.arange(op.rows * size)
+        is_own = weight.block == 1 and np.array_equal(weight.index // size, row)
+        if is_own and np.array_equal(weight.index, whole):
+            found[i] = weight
+        elif is_own and (op.stride != (1, 1) or len(row) >= LEAST_OF_WINDOW * len(whole)):
+            value = np.zeros((len(whole), 1), np.float32)
+            value[weight.index] = weight.value
+            found[i] = Packed(np.arange(op.rows + 1, dtype=np.int32) * np.int32(size), whole, value, weight.bias)
+    return found
+
+
+def _two(sizes: Sequence[int]) -> tuple[int, int]:
+    first, second = sizes
+    return first, second
 
 
 def _copying(axes: Axes) -> Array:

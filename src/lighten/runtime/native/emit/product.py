@@ -19,13 +19,11 @@ from lighten.runtime.native.emit.code import I8, I64, POINTER, Code, Kernels, Va
 ARGUMENTS = [POINTER] * 9 + [I64] * 6
 
 
-def product(
-    kernels: Kernels, *, r: int, v: int, lanes: int, act: str, residual: bool, masked: bool, is_max: bool
-) -> Value:
+def product(kernels: Kernels, *, r: int, v: int, lanes: int, act: str, residual: bool, masked: bool) -> Value:
     """The kernel of that shape: f(x, y, residual, mask, column, ptr, offset, value, bias, y_stride,
     residual_stride, first_block, last_block, first_tile, last_tile).
 
-    column: int32, the first of each tile. is_max: the largest of the places instead, without weights.
+    column: int32, the first of each tile.
     """
 
     def emit(code: Code, args: Sequence[Value]) -> None:
@@ -40,17 +38,12 @@ def product(
             def tap(p: Value, acc: list[Value]) -> list[Value]:
                 source = code.at(x, start, code.index(offset, p))
                 xs = [code.load(code.at(source, c(j * lanes)), kind) for j in range(v)]
-                if is_max:
-                    return [code.intrinsic("maximum", a, xj) for a, xj in zip(acc, xs, strict=True)]
                 weights = code.at(value, b.mul(p, c(r)))
                 ws = [code.splat(code.load(code.at(weights, c(i))), lanes) for i in range(r)]
                 return [code.fma(ws[i], xs[j], acc[i * v + j]) for i in range(r) for j in range(v)]
 
-            if is_max:
-                initial = [ir.Constant(kind, [float("-inf")] * lanes)] * v
-            else:
-                biases = [code.splat(code.load(code.at(bias, row, c(i))), lanes) for i in range(r)]
-                initial = [each for each in biases for _ in range(v)]
+            biases = [code.splat(code.load(code.at(bias, row, c(i))), lanes) for i in range(r)]
+            initial = [each for each in biases for _ in range(v)]
             acc = code.loop(code.index(ptr, o), code.index(ptr, o, c(1)), tap, initial)
             for j in range(v):
                 keep = load_mask(code, mask, b.add(start, c(j * lanes)), lanes) if masked else None
@@ -74,7 +67,7 @@ def product(
         code.loop(tile_low, tile_high, tile)
 
     key = ("product", r, v, lanes, act, *(["add"] if residual else []), *(["mask"] if masked else []))
-    return kernels.get((*key, *(["max"] if is_max else [])), ARGUMENTS, emit)
+    return kernels.get(key, ARGUMENTS, emit)
 
 
 def load_mask(code: Code, mask: Value, column: Value, lanes: int) -> Value:
