@@ -8,9 +8,9 @@ network before pruning, whose time zeros do not change; peers run the last of th
 how far their outputs are from the native engine's, over the largest. A speed-up is over dense, with its 95 % interval.
 --table adds the rows of a Markdown table. --cold compiles anew in every process, so that load_ms is a first load's.
 
-Weights are random but in mobilenetv2-imagenet and minilm: time does not depend on their values, but on where the zeros
-are, and those fall by magnitude. See csr_peer.py for torch-csr, and deepsparse_peer.py for DeepSparse, which needs
---deepsparse-python.
+Depthwise convolutions stay dense: they have few weights, and need all of them. Weights are random but in
+mobilenetv2-imagenet and minilm: time does not depend on their values, but on where the zeros are, and those fall by
+magnitude. See csr_peer.py for torch-csr, and deepsparse_peer.py for DeepSparse, which needs --deepsparse-python.
 """
 
 import argparse
@@ -172,7 +172,12 @@ def difference(a: LatencySample, b: LatencySample) -> float:
 def pruned_to(model: nn.Module, x: Tensor, zeros: float, pattern: str) -> nn.Module:
     if not zeros:
         return model
-    return lighten.prune(model, zeros, granularity=pattern, importance="l2", scope="layer", example_inputs=(x,))
+    depthwise = [
+        name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1
+    ]
+    return lighten.prune(
+        model, zeros, granularity=pattern, importance="l2", scope="layer", example_inputs=(x,), exclude=depthwise
+    )
 
 
 def written(model: nn.Module, x: Tensor, folder: Path, runtime: str, weights: str = "float32") -> Path | None:

@@ -20,6 +20,7 @@ import lighten
 from lighten.errors import ArtifactError, CaptureError, ConfigError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
+from lighten.runtime.native import depthwise as depthwise_layers
 from lighten.runtime.native.packed import index_type, pack, read_packed
 from lighten.runtime.native.program import Conv, Elements, Pool, Program, Reduce
 from lighten.runtime.native.program import Tensor as Sizes
@@ -84,6 +85,48 @@ def test_any_convolution_is_the_modules(
     packed = pack(weight.numpy(), bias.numpy(), block, groups)
     program = Program.from_json(program.to_json())
     close(run(program, Stored({"w": packed}), x, tuple(wanted.shape[1:]), lanes, (1, threads)), wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    block=st.sampled_from([1, 4, 8]),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.sampled_from([1, 2]),
+    size=st.integers(3, 20),
+    threads=st.sampled_from([1, 2, 3, 8]),
+    cached=st.sampled_from([1, 2000]),
+)
+def test_a_wide_layer_made_some_rows_at_a_time_is_the_same(
+    n: int, block: int, kernel: int, stride: int, size: int, threads: int, cached: int
+) -> None:
+    """Widened, depthwise with a stride, narrowed and added to, as an inverted bottleneck is; to the last bit."""
+    make = torch.Generator().manual_seed(n)
+    x, wide, own, narrow = (
+        torch.randn(*shape, generator=make)
+        for shape in ((2, 3, size, size + 2), (n, 3, kernel, kernel), (n, 1, 3, 3), (3, n, 1, 1))
+    )
+    wide[torch.rand(wide.shape, generator=make) < 0.7] = 0
+    same = {"kernel": (kernel,) * 2, "padding": (kernel // 2,) * 2}
+    ops = (
+        Conv(inputs=(0,), weight="wide", rows=n, block=block, act="relu6", stride=(stride,) * 2, **same),
+        Conv(inputs=(1,), weight="own", rows=n, block=1, kernel=(3, 3), padding=(1, 1), stride=(2, 2), act="relu"),
+        Conv(inputs=(2,), weight="narrow", rows=3, block=1),
+    )
+    program = Program((Sizes(*x.shape[1:]),), ops, (3,))
+    blocks = {"wide": (wide, block, 1), "own": (own, 1, n), "narrow": (narrow, 1, 1)}
+    stored = Stored({name: pack(w.numpy(), np.ones(len(w), "float32"), b, g) for name, (w, b, g) in blocks.items()})
+    y = F.conv2d(x, wide, torch.ones(n), stride, kernel // 2).clamp(0, 6)
+    wanted = F.conv2d(F.conv2d(y, own, torch.ones(n), 2, 1, groups=n).relu(), narrow, torch.ones(3))
+    found = {}
+    for least in (0, 2**31):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(depthwise_layers, "LEAST_CHAINED", least)
+            patch.setattr(depthwise_layers, "CACHED", cached)
+            assert bool(depthwise_layers.find_chains(program, stored, {1: stored.weights["own"]})) == (least == 0)
+            found[least] = run(program, stored, x, tuple(wanted.shape[1:]), 8, (1, threads))
+    close(found[0], wanted)
+    assert torch.equal(*found.values())
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 18])

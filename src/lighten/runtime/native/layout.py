@@ -14,8 +14,9 @@ nothing; the splits of maxima are copies with another margin.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -121,8 +122,11 @@ def reads(op: Conv, split: Split | None) -> list[tuple[int, int, int]]:
     return [(split.phases.index((y % sy, x % sx)), y // sy, x // sx) for y, x in taps(op)]
 
 
-def make_layout(program: Program, depthwise: frozenset[int] = frozenset()) -> Layout:
-    """Lay out program for one sample. depthwise: the convolutions that go by windows, as all pools do.
+def make_layout(
+    program: Program, depthwise: frozenset[int] = frozenset(), in_cache: Mapping[int, int] = MappingProxyType({})
+) -> Layout:
+    """Lay out program for one sample. depthwise: the convolutions that go by windows, as all pools do. in_cache: rows
+    that there is room for, by the op whose rows the next one reads a few at a time.
 
     Raises:
         ArtifactError: it needs more than 2^31 floats.
@@ -145,11 +149,16 @@ def make_layout(program: Program, depthwise: frozenset[int] = frozenset()) -> La
         splits |= dict.fromkeys(readers, Split(source, len(tensors), (sy, sx), phases))
         tensors.append(Tensor(x.rows * len(phases), -(-x.height // sy), -(-x.width // sx)))
         fill.append(value)
-    return _place(program, tensors, splits, fill, depthwise)
+    return _place(program, tensors, splits, fill, depthwise, in_cache)
 
 
 def _place(
-    program: Program, tensors: list[Tensor], splits: dict[int, Split], fill: list[float], depthwise: frozenset[int]
+    program: Program,
+    tensors: list[Tensor],
+    splits: dict[int, Split],
+    fill: list[float],
+    depthwise: frozenset[int],
+    in_cache: Mapping[int, int],
 ) -> Layout:
     first = len(program.inputs)
     classes = _Classes(tensors)
@@ -179,6 +188,9 @@ def _place(
             lines, columns = zip(*distances, strict=True)
             classes.leave_room(at, (min(lines), y.height - 1 + max(lines)), (min(columns), y.width - 1 + max(columns)))
     last_use = _last_uses(program, splits, len(tensors))
+    for i in in_cache:  # they read on while the next op writes
+        for at in (*program.ops[i].inputs, *([splits[i].to] if i in splits else [])):
+            last_use[at] = max(last_use[at], i + 1)
     arena = _Arena()
     places: list[Place | None] = [None] * len(tensors)
     born = [*range(first), *(first + i for i, op in enumerate(program.ops) if isinstance(op, Constant))]
@@ -188,7 +200,7 @@ def _place(
         split = next((split for split in splits.values() if split.to == at), None)
         holes = () if split is None else (tensors[split.source], split.phases)  # places that a phase lacks are margin
         wanted = Place(tensors[at], 0, 0, classes.pitch_of(at), clean[at], fill[at])
-        places[at] = arena.put(wanted, classes.lines_of(at), holes)
+        places[at] = arena.put(wanted, classes.lines_of(at), holes, in_cache.get(at - first, tensors[at].rows))
         live.append(at)
 
     for at in born:
@@ -277,10 +289,10 @@ class _Arena:
         self.keys: dict[int, tuple[object, ...]] = {}
         self.fills: list[tuple[int, int, float]] = []
 
-    def put(self, wanted: Place, lines: int, holes: tuple[object, ...]) -> Place:
-        """Find room for wanted, whose origin and row_stride are not known yet."""
+    def put(self, wanted: Place, lines: int, holes: tuple[object, ...], n_rows: int) -> Place:
+        """Find room for n_rows of wanted, whose origin and row_stride are not known yet."""
         tensor, pitch, length = wanted.tensor, wanted.pitch, wanted.pitch * lines
-        rows = _up(tensor.rows, MOST_ROWS)
+        rows = _up(n_rows, MOST_ROWS)
         if length == 1:
             before, row_stride = 0, 1
         else:

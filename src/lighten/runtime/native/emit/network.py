@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from lighten.runtime.native.depthwise import find_chains, find_depthwise
 from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.columns import norm, reduce_rows, softmax
@@ -47,7 +48,6 @@ from lighten.runtime.native.stored import Stored
 NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
 HEIGHT = 4  # rows to a block of a product of activations
 EXP = 24  # operations in the time of a vector's exponential, and the rest of a softmax
-LEAST_OF_WINDOW = 0.5  # of a depthwise layer's weights, so that computing with zeros beats a product without them
 STORING = 4  # operations in the time that storing a vector takes, with all around it
 Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
 
@@ -71,8 +71,10 @@ class Network:
     ) -> None:
         self.kernels, self.blob, self.program, self.stored = kernels, blob, program, stored
         self.target, self.n_threads, self.are_samples = target, threads, are_samples
-        self.depthwise = _depthwise(program, stored)
-        self.layout: Layout = make_layout(program, frozenset(self.depthwise))
+        self.depthwise = find_depthwise(program, stored)
+        self.chains = find_chains(program, stored, self.depthwise)
+        in_cache = {i: rows * threads for i, rows in self.chains.items()}
+        self.layout: Layout = make_layout(program, frozenset(self.depthwise), in_cache)
         self.kept: dict[tuple[Any, ...], Array] = {}
         self.stages: list[Value] = []
         self.work = 0.0
@@ -91,11 +93,13 @@ class Network:
                 self._split(split)
             out = self.layout.places[n_inputs + i]
             inputs = [self.layout.places[at] for at in op.inputs]
-            if i in self.depthwise:
+            if i in self.chains:
+                self._chain(i)
+            elif i not in self.depthwise:
+                self._op(op, inputs, out, split)
+            elif i - 1 not in self.chains:
                 assert isinstance(op, Conv)
                 self._windows(op, "sum", inputs, out, op.act, self.depthwise[i])
-            else:
-                self._op(op, inputs, out, split)
         for i in range(len(self.program.outputs)):
             self._output(i)
         self.code.b.ret_void()
@@ -110,15 +114,18 @@ class Network:
         self.data, self.constants, self.io, self.sample, self.first, self.last = function.args
         self.accesses: list[Access] = []
 
-    def _begin(self, reads: Sequence[Place], out: Place | None, *work: Array) -> list[list[int]]:
+    def _begin(
+        self, reads: Sequence[Place], out: Place | None, *work: Array, over: Place | None = None
+    ) -> list[list[int]]:
         """Begin an operation, in a stage of its own where threads have to meet before it.
 
-        work: of each item, for one or several kernels. Returns where to cut the items of each.
+        work: of each item, for one or several kernels. over: what every part overwrites for itself. Returns where to
+        cut the items of each.
         """
         total = float(sum(each.sum() for each in work))
         self.work += total
         is_whole = self.n_threads == 1 or total < self.target.barrier
-        writes = frozenset[int]() if out is None else frozenset([out.origin])
+        writes = frozenset(place.origin for place in (out, over) if place is not None)
         access = Access(frozenset(place.origin for place in reads), writes, is_whole)
         if any(access.needs_barrier(earlier) for earlier in self.accesses):
             self.code.b.ret_void()
@@ -172,62 +179,135 @@ class Network:
     # Products
 
     def _conv(self, op: Conv, inputs: Sequence[Place], out: Place, split: Split | None) -> None:
-        weight = self.stored.weights[op.weight]
-        source = inputs[0] if split is None else self.layout.places[split.to]
-        phase = inputs[0].tensor.rows * source.row_stride
-        # How far each weight (ky, kx) reads from its output's place.
-        at = np.array([slot * phase + y * source.pitch + x for slot, y, x in reads(op, split)])
-        channel, tap = np.divmod(weight.index.astype(np.int64), len(at))
-        offsets = self._ints(channel * source.row_stride + at[tap])
-        self._product(weight, offsets, source, out, inputs[1] if len(inputs) > 1 else None, op.act)
+        source, offsets = self._reading(op, inputs[0], split)
+        weight, residual = self.stored.weights[op.weight], inputs[1] if len(inputs) > 1 else None
+        if source.is_vector and out.is_vector:
+            self._matvec(weight, offsets, source, out, residual, op.act)
+        else:  # each weight serves many vectors: there is no memory to wait for
+            self._product(weight.floats, offsets, source, out, residual, op.act)
 
-    def _windows(
-        self, op: Conv | Pool, how: str, inputs: Sequence[Place], out: Place, act: str, weight: Packed | None
-    ) -> None:
-        """weight: None = of a pool."""
-        (x, *others), t = inputs, out.tensor
-        window = Window(_two(op.kernel), _two(op.stride), _two(op.dilation), how)
-        lanes = min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
-        lines = min(LINES, t.height) if window.is_unrolled else 1
-        n_blocks, n_vectors = -(-t.height // lines), -(-t.width // lanes)
-        item = lines * n_vectors * (window.size + STORING)
-        (cuts,) = self._begin(inputs, out, np.full(t.rows * n_blocks, item))
-        kernel = windows(self.kernels, window, lines=lines, lanes=lanes, act=act, residual=bool(others))
-        other = others[0] if others else out
-        start = self._at(x, -op.padding[0] * x.pitch - op.padding[1])
-        tables = [start] * 2 if weight is None else [self._const(weight.value), self._const(weight.bias)]
-        ends = (n_blocks, t.height - lines, n_vectors, t.width - lanes)
-        sizes = [size for place in (x, out, other) for size in (place.row_stride, place.pitch)]
-        pointers = [start, self._at(out), self._at(other), *tables]
-        self._call(kernel, [*pointers, *self._range(cuts), *map(self._i, (*ends, *sizes))])
+    def _reading(self, op: Conv, x: Place, split: Split | None) -> tuple[Place, Array]:
+        """What op reads in place of x, and how far from its output's place each stored weight does."""
+        source, index = x if split is None else self.layout.places[split.to], self.stored.weights[op.weight].index
+        phase = x.tensor.rows * source.row_stride
+        at = np.array([slot * phase + y * source.pitch + x for slot, y, x in reads(op, split)])
+        channel, tap = np.divmod(index.astype(np.int64), len(at))
+        return source, self._ints(channel * source.row_stride + at[tap])
 
     def _product(
+        self, weight: Packed, offsets: Array, source: Place, out: Place, residual: Place | None, act: str
+    ) -> None:
+        vectors, n_blocks = -(-out.columns // self.target.lanes), len(weight.ptr) - 1
+        work = self._work(weight, out)
+        by_blocks = vectors < NARROW * self.n_threads
+        reads = [source, residual] if residual else [source]
+        (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
+        blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
+        tiles = None if by_blocks else cuts
+        self._blocks(weight, offsets, source, out, self._at(out), residual, act, blocks, tiles)
+
+    def _work(self, weight: Packed, out: Place) -> Array:
+        """Of each block."""
+        return weight.block * (np.diff(weight.ptr) + STORING) * -(-out.columns // self.target.lanes)
+
+    def _blocks(
         self,
         weight: Packed,
         offsets: Array,
         source: Place,
         out: Place,
+        to: Value,
         residual: Place | None,
         act: str,
+        blocks: list[Value],
+        cuts: Sequence[int] | None,
     ) -> None:
-        if source.is_vector and out.is_vector:
-            self._matvec(weight, offsets, source, out, residual, act)
-            return
-        other, weight = residual or out, weight.floats  # each serves V vectors: there is no memory to wait for
-        block, n_blocks = weight.block, len(weight.ptr) - 1
-        vectors = -(-out.columns // self.target.lanes)
-        work = block * (np.diff(weight.ptr) + STORING) * vectors
-        by_blocks = vectors < NARROW * self.n_threads
-        reads = [source, other] if residual else [source]
-        (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
-        shape: dict[str, Any] = {"r": block, "lanes": self.target.lanes, "act": act}
+        """Some blocks of a product. to: where row 0 of out would be. cuts: of the vectors; None = all are done."""
+        shape: dict[str, Any] = {"r": weight.block, "lanes": self.target.lanes, "act": act}
         shape |= {"residual": residual is not None, "masked": self._is_masked(out)}
-        blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
-        for v, columns, counts in self._tiles([0, vectors] if by_blocks else cuts, block, self.target):
-            ends = [self._i(0), self._i(counts[-1])] if by_blocks else self._range(counts)
-            pointers = [*(self._at(place) for place in (source, out, other)), self._mask(out), columns]
+        other = out if residual is None else residual
+        for v, columns, counts in self._tiles(
+            cuts or [0, -(-out.columns // self.target.lanes)], weight.block, self.target
+        ):
+            ends = self._range(counts) if cuts else [self._i(0), self._i(counts[-1])]
+            pointers = [self._at(source), to, self._at(other), self._mask(out), columns]
             sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
             self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
+
+    def _windows(
+        self, op: Conv | Pool, how: str, inputs: Sequence[Place], out: Place, act: str, weight: Packed | None
+    ) -> None:
+        """weight: None = of a pool."""
+        window, residual = _window_of(op, how), inputs[1] if len(inputs) > 1 else None
+        n_blocks, work = self._window_work(window, out)
+        (cuts,) = self._begin(inputs, out, np.full(out.tensor.rows * n_blocks, work))
+        start = self._at(inputs[0], _before(op, inputs[0]))
+        self._lines(window, start, inputs[0], out, residual, act, weight, self._range(cuts))
+
+    def _window_work(self, window: Window, out: Place) -> tuple[int, int]:
+        """How many blocks of lines a row has, and the work of each."""
+        lines, lanes = self._window_shape(window, out)
+        return -(-out.tensor.height // lines), lines * -(-out.tensor.width // lanes) * (window.size + STORING)
+
+    def _window_shape(self, window: Window, out: Place) -> tuple[int, int]:
+        """Lines of a block and lanes of a vector: both fit into out."""
+        t = out.tensor
+        lines = min(LINES, t.height) if window.is_unrolled else 1
+        return lines, min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
+
+    def _lines(
+        self,
+        window: Window,
+        start: Value,
+        x: Place,
+        out: Place,
+        residual: Place | None,
+        act: str,
+        weight: Packed | None,
+        ends: list[Value],
+    ) -> None:
+        """Some blocks of lines of windows. start: the first place of row 0's first."""
+        (lines, lanes), t = self._window_shape(window, out), out.tensor
+        kernel = windows(self.kernels, window, lines=lines, lanes=lanes, act=act, residual=residual is not None)
+        other = out if residual is None else residual
+        tables = [start] * 2 if weight is None else [self._const(weight.value), self._const(weight.bias)]
+        last = (-(-t.height // lines), t.height - lines, -(-t.width // lanes), t.width - lanes)
+        sizes = [size for place in (x, out, other) for size in (place.row_stride, place.pitch)]
+        pointers = [start, self._at(out), self._at(other), *tables]
+        self._call(kernel, [*pointers, *ends, *map(self._i, (*last, *sizes))])
+
+    def _chain(self, i: int) -> None:
+        """Op i some rows at a time, each time followed by what the next op makes of them; see depthwise.py."""
+        op, after = self.program.ops[i], self.program.ops[i + 1]
+        assert isinstance(op, Conv)
+        assert isinstance(after, Conv)
+        places, rows, at = self.layout.places, self.chains[i], len(self.program.inputs) + i
+        middle, out = places[at], places[at + 1]
+        source, offsets = self._reading(op, places[op.inputs[0]], self.layout.splits.get(i))
+        weight, window = self.stored.weights[op.weight].floats, _window_of(after, "sum")
+        n_lines, work_of_lines = self._window_work(window, out)
+        each = rows // weight.block
+        work = np.add.reduceat(self._work(weight, middle), np.arange(0, len(weight.ptr) - 1, each))
+        (cuts,) = self._begin([source], out, work + rows * n_lines * work_of_lines, over=middle)
+        b, c = self.code.b, self.code.const
+        own = c(0) if self.n_threads == 1 else b.mul(self.first, c(rows))  # the first row of middle that is this part's
+
+        def group(g: Value, _: list[Value]) -> list[Value]:
+            start = b.mul(g, c(rows))
+            moved = b.mul(b.sub(own, start), c(middle.row_stride))
+            blocks = [b.mul(g, c(each)), self._least(b.mul(b.add(g, c(1)), c(each)), len(weight.ptr) - 1)]
+            to = self.code.at(self._at(middle), moved)
+            self._blocks(weight, offsets, source, middle, to, None, op.act, blocks, None)
+            items = [b.mul(start, c(n_lines)), b.mul(self._least(b.add(start, c(rows)), after.rows), c(n_lines))]
+            window_start = self.code.at(self._at(middle, _before(after, middle)), moved)
+            self._lines(window, window_start, middle, out, None, after.act, self.depthwise[i + 1], items)
+            return []
+
+        first_group, last_group = self._range(cuts)
+        self.code.loop(first_group, last_group, group)
+
+    def _least(self, a: Value, most: int) -> Value:
+        return self.code.b.select(self.code.b.icmp_signed("<", a, self._i(most)), a, self._i(most))
 
     def _matvec(
         self, weight: Packed, offsets: Array, source: Place, out: Place, residual: Place | None, act: str
@@ -447,29 +527,14 @@ class Network:
         self.code.b.call(kernel, args)
 
 
-def _depthwise(program: Program, stored: Stored) -> dict[int, Packed]:
-    """The convolutions of which each row reads its own alone, and most of its window where there is no stride to take
-    out, by their place in the program; with weights for all of the window."""
-    found = {}
-    for i, op in enumerate(program.ops):
-        if not isinstance(op, Conv) or op.kernel == (1, 1) or program.tensors[op.inputs[0]].rows != op.rows:
-            continue
-        weight, size = stored.weights[op.weight].floats, op.kernel[0] * op.kernel[1]
-        row = np.repeat(np.arange(len(weight.ptr) - 1), np.diff(weight.ptr))
-        whole = np.arange(op.rows * size)
-        is_own = weight.block == 1 and np.array_equal(weight.index // size, row)
-        if is_own and np.array_equal(weight.index, whole):
-            found[i] = weight
-        elif is_own and (op.stride != (1, 1) or len(row) >= LEAST_OF_WINDOW * len(whole)):
-            value = np.zeros((len(whole), 1), np.float32)
-            value[weight.index] = weight.value
-            found[i] = Packed(np.arange(op.rows + 1, dtype=np.int32) * np.int32(size), whole, value, weight.bias)
-    return found
+def _window_of(op: Conv | Pool, how: str) -> Window:
+    (ky, kx), (sy, sx), (dy, dx) = op.kernel, op.stride, op.dilation
+    return Window((ky, kx), (sy, sx), (dy, dx), how)
 
 
-def _two(sizes: Sequence[int]) -> tuple[int, int]:
-    first, second = sizes
-    return first, second
+def _before(op: Conv | Pool, x: Place) -> int:
+    """How far op's first window starts from x's first place."""
+    return -op.padding[0] * x.pitch - op.padding[1]
 
 
 def _copying(axes: Axes) -> Array:
