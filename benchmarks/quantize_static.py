@@ -4,6 +4,7 @@
     python benchmarks/quantize_static.py --to static.jsonl --task fashion-mnist-mobilenetv2
     python benchmarks/quantize_static.py --to static.jsonl --case "adaround w4a8" --case "nncf w8a8"
     python benchmarks/quantize_static.py --to static.jsonl --table          the table of what is there already
+    python benchmarks/quantize_static.py --simulated "rtn+bias w8a8"        whether PyTorch and the artifact agree
 
 Needs the network of `lighten train TASK`, and the extra `bench` for the peers (see quantize_peers.py). Cases that --to
 holds already are not run again. All are calibrated on the same 512 training images. In w4a4 the first and the last
@@ -11,7 +12,8 @@ layer have 8 bits. "qat" trains on --images training images,
 --epochs times. After a +: steps before rounding, eq for equalization and bias for bias correction. "nncf-fast" is with
 NNCF's fast bias correction, "nncf" with the other one, by its backend for OpenVINO. All but that, torchao's and NNCF's
 4 bits is scored as ONNX Runtime runs it. `agreement` is the share of test images that get the float network's answer;
-intervals of drops are paired.
+intervals of drops are paired. --simulated compares what the quantized module makes in PyTorch with what ONNX Runtime
+makes of its artifact: the share of equal answers.
 """
 
 import argparse
@@ -113,6 +115,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def simulated(task: Task, case: str, limit: int) -> dict[str, Any]:
+    """How often the artifact gives another answer than the module that it was exported from."""
+    way, scheme = case.split()
+    made = by_lighten(task, way, scheme).eval()
+    runs, same, n = in_onnxruntime(made, calibration(task)[0]), 0, 0
+    for images, _ in torch.utils.data.DataLoader(Subset(task.holdout, range(limit)), BATCH):
+        with torch.no_grad():
+            same += int((made(images).argmax(1) == runs(images).argmax(1)).sum())
+        n += len(images)
+    return {"task": task.name, "simulated": case, "n": n, "equal": same / n}
+
+
 def table(rows: list[dict[str, Any]], task: str) -> str:
     lines = ["| scheme | way | accuracy | drop in points (95 %) | agreement |", "|---|---|---|---|---|"]
     schemes = list(dict.fromkeys(case.split()[1] for case in CASES))
@@ -148,7 +162,9 @@ def run(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, required=True, help="JSON lines are added to this file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--to", type=Path, help="JSON lines are added to this file")
+    what.add_argument("--simulated", metavar="CASE", help="a case of ours")
     parser.add_argument("--task", choices=ENDS, default="fashion-mnist")
     parser.add_argument("--case", choices=CASES, action="append", help="this alone; may be given several times")
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -156,6 +172,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of training, for qat")
     parser.add_argument("--images", type=int, default=55_000, help="training images, for qat")
     given = parser.parse_args()
+    if given.simulated:
+        print(json.dumps(simulated(load_task(given.task), given.simulated, given.limit)))
+        return
     if not given.table:
         run(given)
     print(table(read(given.to), given.task))
