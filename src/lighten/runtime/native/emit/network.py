@@ -1,11 +1,4 @@
-"""The network: the calls of all layers in order, for one sample, in stages.
-
-A stage is a function of threads' parts: within it no part needs what another one writes, so threads have to meet only
-between stages.
-
-Every address is a constant distance from one of two bases, data (activations) and constants (weights, offsets, masks),
-both of which are sized here; nothing in it was read from a file unchecked.
-"""
+"""The network: the calls of all layers in order, for one sample."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,13 +9,13 @@ from llvmlite import ir
 
 from lighten.runtime.native.depthwise import find_chains, find_depthwise
 from lighten.runtime.native.emit.blob import Blob
-from lighten.runtime.native.emit.code import F32, I8, I64, POINTER, VOID, Code, Kernels, Value
+from lighten.runtime.native.emit.code import F32, POINTER, Kernels, Value
 from lighten.runtime.native.emit.columns import norm, reduce_rows, softmax
 from lighten.runtime.native.emit.matmul import matmul
 from lighten.runtime.native.emit.matvec import matvec
 from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, reduce_places
 from lighten.runtime.native.emit.product import product
-from lighten.runtime.native.emit.team import PART
+from lighten.runtime.native.emit.stages import Stages
 from lighten.runtime.native.emit.windows import LINES, Window, windows
 from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
@@ -42,7 +35,7 @@ from lighten.runtime.native.program import (
     Reshape,
     Softmax,
 )
-from lighten.runtime.native.schedule import Access, Target, cut, tilings
+from lighten.runtime.native.schedule import Target
 from lighten.runtime.native.stored import Stored
 
 NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
@@ -52,11 +45,8 @@ STORING = 4  # operations in the time that storing a vector takes, with all arou
 Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride of what is written
 
 
-class Network:
-    """Emits `stages`, functions of PART that make a sample's outputs when they are called in order.
-
-    work: of a sample, in operations on vectors, roughly. are_samples: whether places are, in what the caller gives.
-    """
+class Network(Stages):
+    """The stages that make a sample's outputs. are_samples: whether places are samples, in what the caller gives."""
 
     def __init__(
         self,
@@ -69,16 +59,12 @@ class Network:
         threads: int,
         are_samples: bool = False,
     ) -> None:
-        self.kernels, self.blob, self.program, self.stored = kernels, blob, program, stored
-        self.target, self.n_threads, self.are_samples = target, threads, are_samples
+        super().__init__(kernels, blob, target, threads)
+        self.program, self.stored, self.are_samples = program, stored, are_samples
         self.depthwise = find_depthwise(program, stored)
         self.chains = find_chains(program, stored, self.depthwise)
         in_cache = {i: rows * threads for i, rows in self.chains.items()}
         self.layout: Layout = make_layout(program, frozenset(self.depthwise), in_cache)
-        self.kept: dict[tuple[Any, ...], Array] = {}
-        self.stages: list[Value] = []
-        self.work = 0.0
-        self._open_stage()
         self._emit()
 
     def _emit(self) -> None:
@@ -103,44 +89,6 @@ class Network:
         for i in range(len(self.program.outputs)):
             self._output(i)
         self.code.b.ret_void()
-
-    # Stages
-
-    def _open_stage(self) -> None:
-        function = ir.Function(self.kernels.module, ir.FunctionType(VOID, PART), f"stage_{len(self.stages)}")
-        function.linkage = "internal"
-        self.stages.append(function)
-        self.code = Code(function)
-        self.data, self.constants, self.io, self.sample, self.first, self.last = function.args
-        self.accesses: list[Access] = []
-
-    def _begin(
-        self, reads: Sequence[Place], out: Place | None, *work: Array, over: Place | None = None
-    ) -> list[list[int]]:
-        """Begin an operation, in a stage of its own where threads have to meet before it.
-
-        work: of each item, for one or several kernels. over: what every part overwrites for itself. Returns where to
-        cut the items of each.
-        """
-        total = float(sum(each.sum() for each in work))
-        self.work += total
-        is_whole = self.n_threads == 1 or total < self.target.barrier
-        writes = frozenset(place.origin for place in (out, over) if place is not None)
-        access = Access(frozenset(place.origin for place in reads), writes, is_whole)
-        if any(access.needs_barrier(earlier) for earlier in self.accesses):
-            self.code.b.ret_void()
-            self._open_stage()
-        self.accesses.append(access)
-        if is_whole:
-            return [[0] + [len(each)] * self.n_threads for each in work]
-        return [cut(each, self.n_threads) for each in work]
-
-    def _range(self, cuts: Sequence[int]) -> list[Value]:
-        """The first item of part `first`, and that of part `last`."""
-        if self.n_threads == 1:
-            return [self._i(cuts[0]), self._i(cuts[-1])]
-        table = self._const(self._keep(("cuts", *cuts), np.array(cuts, np.int64)))
-        return [self.code.load(self.code.at(table, part, of=I64), I64) for part in (self.first, self.last)]
 
     @property
     def written(self) -> list[tuple[Array, Array]]:
@@ -323,12 +271,6 @@ class Network:
         scale = self._const(weight.bias if weight.scale is None else weight.scale)
         self._call(kernel, [*pointers, *self._tables(weight, offsets), scale, *self._range(cuts)])
 
-    def _tiles(self, cuts: Sequence[int], block: int, target: Target) -> Iterator[tuple[int, Value, list[int]]]:
-        """For each width of tiles: their first columns, part after part, and how many there are before each part."""
-        for v, tiles in tilings(cuts, block, target).items():
-            columns = np.array([start * target.lanes for part in tiles for start in part], np.int32)
-            yield v, self._const(columns), np.cumsum([0, *map(len, tiles)]).tolist()
-
     def _tables(self, weight: Packed, offsets: Array) -> list[Value]:
         return [self._const(array) for array in (weight.ptr, offsets, weight.value, weight.bias)]
 
@@ -495,37 +437,6 @@ class Network:
         strides = [self._i(axis[k]) for k in (1, 2) for axis in axes[:2]]
         self._call(kernel, [x, y, *self._range(cuts), *sizes, *strides])
 
-    # Addresses
-
-    def _at(self, place: Place, skip: int = 0) -> Value:
-        return self.code.at(self.data, self._i(place.origin + skip))
-
-    def _const(self, array: Array) -> Value:
-        return self.code.at(self.constants, self._i(self.blob.add(array)), of=I8)
-
-    def _is_masked(self, out: Place) -> bool:
-        """Whether vectors reach into margins, which have to be written as zeros: between lines, or after the last."""
-        return out.clean and not (out.is_solid and out.columns % self.target.lanes == 0)
-
-    def _mask(self, place: Place) -> Value:
-        length = _up(place.columns, self.target.lanes)
-        key = (place.pitch, place.tensor.height, place.tensor.width)
-        return self._const(self._keep(key, place.valid(length)))
-
-    def _keep(self, key: tuple[Any, ...], array: Array) -> Array:
-        """array, or the one like it that was there first."""
-        return self.kept.setdefault(key, array)
-
-    def _ints(self, values: Array) -> Array:
-        assert values.size == 0 or np.abs(values).max() < 2**31
-        return values.astype(np.int32)
-
-    def _i(self, value: int) -> Value:
-        return ir.Constant(I64, int(value))
-
-    def _call(self, kernel: Value, args: Sequence[Value]) -> None:
-        self.code.b.call(kernel, args)
-
 
 def _window_of(op: Conv | Pool, how: str) -> Window:
     (ky, kx), (sy, sx), (dy, dx) = op.kernel, op.stride, op.dilation
@@ -552,7 +463,3 @@ def _port_axes(place: Place, are_samples: bool) -> Axes:
     if place.is_vector:
         return [(1, 0, 0), (1, 0, 0), (t.rows, 1, 1)]
     return [(t.rows, t.height * t.width, place.row_stride), (t.height, t.width, place.pitch), (t.width, 1, 1)]
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
