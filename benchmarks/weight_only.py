@@ -13,10 +13,10 @@ Scores: Spearman's rank correlation on WordSim-353 and SimLex-999, Pearson's on 
 are coarse: `distance`, the mean of 1 - cos between the embedding of a Lee document and the float encoder's, tells
 methods apart that they cannot. Every case sees the same calibration texts, 64 news items of 128 tokens that are none of
 the 50, and ends as 36 rounded matrices in the same float encoder; embeddings and norms stay as they are. All grids have
-a zero point; with scales of 16 bits a case has `bits` a weight. Only hqq's zero points are no whole numbers, and have
-16 bits. Ours run with the settings that they come with. Peers: hqq (its Quantizer), torchao (IntxWeightOnlyConfig, with
-ranges from min to max and as HQQ would choose scales) and auto-round (200 steps a block). GPTQModel is installed from
-source and knows causal language models alone.
+a zero point, but auto-round's of 8 bits; with scales of 16 bits a case has `bits` a weight. Only hqq's zero points are
+no whole numbers, and have 16 bits. Ours run with the settings that they come with. Peers: hqq (its Quantizer), torchao
+(IntxWeightOnlyConfig, with ranges from min to max and as HQQ would choose scales) and auto-round (200 steps a block).
+GPTQModel is installed from source and knows causal language models alone.
 
 --matrix gives the squared error of that layer's outputs over rtn's, its inputs being those of the float encoder: on
 five eighths of the calibration texts, which the methods see, and on the rest, which they do not.
@@ -217,7 +217,7 @@ def by_auto_round(encoder: Encoder, scheme: Scheme, batches: list[Tensor]) -> We
         scheme="W4A16",  # what follows overrides it
         bits=scheme.weight_bits,
         group_size=scheme.group_size or -1,
-        sym=False,
+        sym=scheme.weight_bits == 8,  # it refuses zero points there
         iters=200,
         nsamples=len(rows),
         seqlen=LENGTH,
@@ -305,6 +305,7 @@ def scores(encoder: Encoder, texts: Texts, exact: Tensor | None) -> tuple[dict[s
 def bits_of(scheme: Scheme, method: str, weights: Weights) -> float:
     """A weight's code and its share of a scale of 16 bits and a zero point."""
     zero = 16 if method == "hqq (peer)" else scheme.weight_bits
+    zero = 0 if method == "auto-round" and scheme.weight_bits == 8 else zero
     groups = sum(len(w) * -(-w.shape[1] // (scheme.group_size or w.shape[1])) for w in weights.values())
     return scheme.weight_bits + (16 + zero) * groups / sum(w.numel() for w in weights.values())
 
