@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from lighten.errors import TaskError
 from lighten.graph.capture import capture
@@ -115,6 +116,32 @@ def test_blocks_of_zeros_are_those_of_pruning() -> None:
     )  # fmt: skip
     (weight,) = zeroed_blocks(captured, layer, 0.7, "block:4x1").values()
     assert torch.equal(weight, pruned.get_parameter(layer.parameter))
+
+
+class WithDepthwise(TinyNet):
+    """TinyNet behind a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(self.own(x))
+
+
+def test_depthwise_layers_keep_their_weights_unless_a_plan_says_otherwise() -> None:
+    torch.manual_seed(0)
+    task = replace(tiny_task(), model=WithDepthwise().eval())
+    found = look_at(Workers(task), CONFIG, quiet).choices
+    assert not [choice for choice in found if (choice.kind, choice.name) == ("zeros", "own.1")]
+    assert [choice for choice in found if (choice.kind, choice.name) == ("zeros", "conv2")]
+    for zeros, is_kept in (({}, True), ({"own.1": 0.5}, False)):
+        variant = Variant(name="zeros", sparsity=0.5, zeros=zeros, epochs=0)
+        model = recovered(task, variant, CONFIG, lambda share: None)
+        weights = {layer.name: model.get_parameter(layer.parameter) for layer in find_layers(model)[0]}
+        assert bool(weights["own.1"].all()) == is_kept
+        assert not weights["conv2"].all()
 
 
 def test_harms_rise_with_the_share_and_need_data(network: Network) -> None:

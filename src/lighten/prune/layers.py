@@ -36,6 +36,11 @@ class WeightLayer:
         return int(arguments(self.nodes[0]).get("groups", 1))
 
 
+def is_depthwise(captured: CapturedModule, layer: WeightLayer) -> bool:
+    """Whether each output reads one channel alone."""
+    return layer.groups > 1 and captured.get_parameter(layer.parameter).shape[1] == 1
+
+
 def find_layers(captured: CapturedModule, exclude: Iterable[str] = ()) -> tuple[list[WeightLayer], dict[str, str]]:
     """The layers to prune in the order of the graph, and what is left alone with the reason.
 

@@ -25,7 +25,7 @@ from lighten.graph.labels import propagate
 from lighten.metric import Scores
 from lighten.plan import LayerPlan, Plan
 from lighten.prune.gradual import prune_gradually
-from lighten.prune.layers import find_layers
+from lighten.prune.layers import find_layers, is_depthwise
 from lighten.prune.masks import masks
 from lighten.quantize import quantize
 from lighten.quantize.assignment import parse_assignment
@@ -239,7 +239,10 @@ def recovered(
         how: dict[str, Any] = {"importance": config.zero_importance, "schedule": SPARSITY_SCHEDULE}
         if recipe is None:
             how = {"importance": UNTRAINED_IMPORTANCE, "schedule": "one-shot"}
-        how |= {"granularity": BLOCK, "checkpoints": checkpoints}
+        captured = capture(model, task.example_inputs)
+        own = [layer.name for layer in find_layers(captured)[0] if is_depthwise(captured, layer)]
+        kept = [name for name in own if not variant.zeros.get(name)]  # the engine computes these with their zeros
+        how |= {"granularity": BLOCK, "checkpoints": checkpoints, "exclude": kept}
         model = _pruned(task, model, variant.sparsity, variant.zeros, recipe, tell, **how)
     captured = capture(model, task.example_inputs)
     captured.plan = replace(captured.plan, seed=config.seed)

@@ -16,7 +16,7 @@ from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
 from lighten.graph.labels import Labels, propagate
 from lighten.prune.calibration import input_statistics
-from lighten.prune.layers import WeightLayer, find_layers
+from lighten.prune.layers import WeightLayer, find_layers, is_depthwise
 from lighten.prune.patterns import parse_pattern
 from lighten.prune.refit import fitted_without
 from lighten.runtime.roofline import Layer
@@ -235,7 +235,11 @@ def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
     groups = find_groups(labels)
     layers, _ = find_layers(captured)
     pattern = parse_pattern(BLOCK)
-    fit = [layer for layer in layers if not pattern.misfit(captured.get_parameter(layer.parameter).shape)]
+    fit = [
+        layer
+        for layer in layers
+        if not pattern.misfit(captured.get_parameter(layer.parameter).shape) and not is_depthwise(captured, layer)
+    ]  # the native engine computes depthwise layers with their zeros
     by = ranking(captured, labels, groups, config.importance).importance
     how = (config.round_to, by, _samples(task))
     channels = channel_choices(captured, labels, groups, config.channel_shares, *how)
