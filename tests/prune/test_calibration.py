@@ -150,3 +150,15 @@ def test_bad_calibration_data_is_refused(calibration: list | None, message: str)
             calibration=calibration,
             example_inputs=(torch.ones(2, 4),),
         )
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "obs"])
+def test_blocks_that_span_the_groups_of_a_convolution(name: str) -> None:
+    """A depthwise layer: four outputs to a block, each with inputs of its own."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 3, groups=8)), torch.randn(16, 2, 6, 6)
+    pruned = prune(model, 0.5, granularity="block:4x1", importance=name, scope="layer", calibration=[x])
+    own = next(p for p in pruned.parameters() if p.shape == (8, 1, 3, 3))
+    gone = (own == 0).view(2, 4, 9)
+    assert torch.equal(gone.all(1), gone.any(1))
+    assert gone.sum() == 36  # half of the 18 blocks

@@ -59,7 +59,8 @@ def prune_columns(
 ) -> tuple[Tensor, Tensor]:
     """weight [out, columns] pruned, and its mask, with as many units gone in each block of columns as in mask.
 
-    inverse_hessian: [columns, columns].
+    inverse_hessian: [columns, columns]. Where units are taller than weight, as in a depthwise layer, whose outputs have
+    inputs of their own, the mask stays as it is.
     """
     weight, mask = weight.clone(), mask.clone()
     # Row j of this factor is column j of the inverse Hessian of the columns from j on, over the root of its corner.
@@ -70,7 +71,7 @@ def prune_columns(
     for start in range(0, weight.shape[1], width):
         stop = min(start + width, weight.shape[1])
         block, errors = weight[:, start:stop], torch.zeros_like(weight[:, start:stop])
-        if not pattern.is_n_of_m:
+        if not pattern.is_n_of_m and len(weight) % pattern.rows == 0:
             cost = pattern.units((block / diagonal[start:stop]).square())
             gone = int((~pattern.units(mask[:, start:stop].double()).bool()).sum())
             mask[:, start:stop] = pattern.spread(keep_mask(cost, gone))
