@@ -59,8 +59,10 @@ def update(layer: LayerData, pattern: Pattern, mask: Tensor, config: OBSConfig) 
     for weight, hessian, chosen in zip(
         layer.effective.double().chunk(layer.groups), layer.hessian, mask.chunk(layer.groups), strict=True
     ):
-        n_gone = int((~chosen).sum()) // pattern.rows
-        new = greedy_mask(weight, inverse(hessian, config.damping), pattern, n_gone)
+        new = chosen
+        if len(weight) % pattern.rows == 0:  # else units span groups, which have inputs of their own: they stay
+            n_gone = int((~chosen).sum()) // pattern.rows
+            new = greedy_mask(weight, inverse(hessian, config.damping), pattern, n_gone)
         kept.append(new)
         weights.append(refit(weight, damped(hessian, config.damping), new))
     return torch.cat(weights).to(layer.weight.dtype), torch.cat(kept)
