@@ -60,6 +60,7 @@ def gptq(weight: Tensor, form: Format, group_size: int | None, config: GPTQConfi
         compensated = compensate(weight, form, best.group_size, grid, config, moments.hessian, factor)
         errors = output_errors(weight, compensated, moments.hessian)
         best, least = better_rows(compensated, best, errors < least), errors.minimum(least)
+        del compensated  # else it would stay while the next is made
     return best
 
 
@@ -78,11 +79,11 @@ def compensate(
     (n_parts, columns), each = hessian.shape[:2], len(weight) // len(hessian)
     order = order_of(hessian, config)
     by_column = weight.unflatten(0, (n_parts, each)).mT
-    codes = torch.empty(by_column.shape, dtype=torch.uint8)
+    codes = torch.empty(n_parts, each, columns, dtype=torch.uint8)
     grid = Grid(*(None if part is None else part.clone() for part in grid))  # type: ignore[arg-type]
     # [parts, columns, rows of a part], in that order of columns: a column of weight is a row of memory.
-    left = by_column.gather(1, order[:, :, None].expand_as(by_column)).float()
     every = torch.arange(n_parts)
+    left = by_column[every[:, None], order].float()
     block = config.block_size
     if not config.act_order and size < columns:
         block = -(-block // size) * size  # whole groups, so that a group's grid sees all earlier errors
@@ -98,13 +99,13 @@ def compensate(
             column = _of_groups(grid, at // size, each)
             values, pruned = left[:, i].flatten(), by_column[every, at].flatten() == 0
             rounded = form.encode(values.masked_fill(pruned, 0), column)
-            codes[every, at] = rounded.view(n_parts, each)
+            codes[every, :, at] = rounded.view(n_parts, each)
             error = (values - form.decode(rounded, column)).view(n_parts, each) / factor[:, i, i, None]
             errors[:, i - start] = error
             left[:, i + 1 : stop].addcmul_(factor[:, i, i + 1 : stop, None], error[:, None], value=-1)
-        left[:, stop:].baddbmm_(factor[:, start:stop, stop:].mT, errors, alpha=-1)
-    del left  # the codes are about to be there twice
-    return QuantizedWeight(codes.mT.flatten(0, 1).contiguous(), grid, form, size)
+        for p in range(n_parts if stop < columns else 0):  # of many parts none is so wide
+            left[p, stop:].addmm_(factor[p, start:stop, stop:].t(), errors[p], alpha=-1)
+    return QuantizedWeight(codes.flatten(0, 1), grid, form, size)
 
 
 def _of_groups(grid: Grid, groups: Tensor, each: int) -> Grid:
