@@ -218,7 +218,7 @@ def recovered(
         ConfigError: nothing could be pruned. CaptureError, TaskError: see lighten.prune.
     """
     recipe = training(task, config, variant.epochs)
-    model: nn.Module = task.model
+    model = capture(task.model, task.example_inputs)
     if variant.has_fewer_channels:
         model = _pruned(
             task,
@@ -228,7 +228,7 @@ def recovered(
             None if variant.has_zeros else recipe,
             tell,
             checkpoints=checkpoints,
-            importance=ranked(capture(model, task.example_inputs), task.example_inputs, config).importance,
+            importance=ranked(model, task.example_inputs, config).importance,
             round_to=config.round_to,
             refit=True,
         )
@@ -239,14 +239,12 @@ def recovered(
         how: dict[str, Any] = {"importance": config.zero_importance, "schedule": SPARSITY_SCHEDULE}
         if recipe is None:
             how = {"importance": UNTRAINED_IMPORTANCE, "schedule": "one-shot"}
-        captured = capture(model, task.example_inputs)
-        own = [layer.name for layer in find_layers(captured)[0] if is_depthwise(captured, layer)]
+        own = [layer.name for layer in find_layers(model)[0] if is_depthwise(model, layer)]
         kept = [name for name in own if not variant.zeros.get(name)]  # the engine computes these with their zeros
         how |= {"granularity": BLOCK, "checkpoints": checkpoints, "exclude": kept}
         model = _pruned(task, model, variant.sparsity, variant.zeros, recipe, tell, **how)
-    captured = capture(model, task.example_inputs)
-    captured.plan = replace(captured.plan, seed=config.seed)
-    return captured
+    model.plan = replace(model.plan, seed=config.seed)
+    return model
 
 
 def ranked(captured: CapturedModule, example_inputs: tuple[Any, ...], config: SearchConfig) -> Ranking:

@@ -60,7 +60,7 @@ def update(layer: LayerData, pattern: Pattern, mask: Tensor, config: OBSConfig) 
         layer.effective.double().chunk(layer.groups), layer.hessian, mask.chunk(layer.groups), strict=True
     ):
         new = chosen
-        if len(weight) % pattern.rows == 0:  # else units span groups, which have inputs of their own: they stay
+        if not pattern.misfit(weight.shape):  # else units span groups, which have inputs of their own: they stay
             n_gone = int((~chosen).sum()) // pattern.rows
             new = greedy_mask(weight, inverse(hessian, config.damping), pattern, n_gone)
         kept.append(new)

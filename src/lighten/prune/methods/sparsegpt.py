@@ -71,7 +71,7 @@ def prune_columns(
     for start in range(0, weight.shape[1], width):
         stop = min(start + width, weight.shape[1])
         block, errors = weight[:, start:stop], torch.zeros_like(weight[:, start:stop])
-        if not pattern.is_n_of_m and len(weight) % pattern.rows == 0:
+        if not pattern.is_n_of_m and not pattern.misfit(weight.shape):
             cost = pattern.units((block / diagonal[start:stop]).square())
             gone = int((~pattern.units(mask[:, start:stop].double()).bool()).sum())
             mask[:, start:stop] = pattern.spread(keep_mask(cost, gone))

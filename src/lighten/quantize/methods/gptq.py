@@ -103,19 +103,14 @@ def compensate(
             error = (values - form.decode(rounded, column)).view(n_parts, each) / factor[:, i, i, None]
             errors[:, i - start] = error
             left[:, i + 1 : stop].addcmul_(factor[:, i, i + 1 : stop, None], error[:, None], value=-1)
-        for p in range(n_parts if stop < columns else 0):  # of many parts none is so wide
-            left[p, stop:].addmm_(factor[p, start:stop, stop:].t(), errors[p], alpha=-1)
+        left[:, stop:].baddbmm_(factor[:, start:stop, stop:].mT, errors, alpha=-1)
     return QuantizedWeight(codes.flatten(0, 1), grid, form, size)
 
 
 def _of_groups(grid: Grid, groups: Tensor, each: int) -> Grid:
     """The grid [rows] of the groups of columns that rows have it from: groups [parts], of `each` rows."""
-    if len(groups) == 1:
-        parts = [None if part is None else part[:, int(groups)] for part in grid]
-    else:
-        index = groups.repeat_interleave(each)[:, None]
-        parts = [None if part is None else part.gather(1, index)[:, 0] for part in grid]
-    return Grid(*parts)  # type: ignore[arg-type]
+    index = groups.repeat_interleave(each)[:, None]
+    return Grid(*(None if part is None else part.gather(1, index)[:, 0] for part in grid))  # type: ignore[arg-type]
 
 
 def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:

@@ -27,10 +27,13 @@ def find_depthwise(program: Program, stored: Stored) -> dict[int, Packed]:
     for i, op in enumerate(program.ops):
         if not isinstance(op, Conv) or op.kernel == (1, 1) or tensors[op.inputs[0]].rows != op.rows:
             continue
-        weight, size = stored.weights[op.weight].floats, op.kernel[0] * op.kernel[1]
+        size = op.kernel[0] * op.kernel[1]
+        if stored.weights[op.weight].block > 1 or len(stored.weights[op.weight].index) > op.rows * size:
+            continue
+        weight = stored.weights[op.weight].floats
         row = np.repeat(np.arange(len(weight.ptr) - 1), np.diff(weight.ptr))
         whole = np.arange(op.rows * size)
-        is_own = weight.block == 1 and np.array_equal(weight.index // size, row)
+        is_own = np.array_equal(weight.index // size, row)
         if is_own and np.array_equal(weight.index, whole):
             found[i] = weight
         elif is_own and (op.stride != (1, 1) or len(row) >= LEAST_OF_WINDOW * len(whole)):

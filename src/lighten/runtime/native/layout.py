@@ -14,9 +14,8 @@ nothing; the splits of maxima are copies with another margin.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 
@@ -122,9 +121,7 @@ def reads(op: Conv, split: Split | None) -> list[tuple[int, int, int]]:
     return [(split.phases.index((y % sy, x % sx)), y // sy, x // sx) for y, x in taps(op)]
 
 
-def make_layout(
-    program: Program, depthwise: frozenset[int] = frozenset(), in_cache: Mapping[int, int] = MappingProxyType({})
-) -> Layout:
+def make_layout(program: Program, depthwise: Collection[int], in_cache: Mapping[int, int]) -> Layout:
     """Lay out program for one sample. depthwise: the convolutions that go by windows, as all pools do. in_cache: rows
     that there is room for, by the op whose rows the next one reads a few at a time.
 
@@ -157,40 +154,30 @@ def _place(
     tensors: list[Tensor],
     splits: dict[int, Split],
     fill: list[float],
-    depthwise: frozenset[int],
+    depthwise: Collection[int],
     in_cache: Mapping[int, int],
 ) -> Layout:
     first = len(program.inputs)
     classes = _Classes(tensors)
     clean = [False] * len(tensors)
     for i, op in enumerate(program.ops):
-        out, at = first + i, splits[i].to if i in splits else op.inputs[0] if op.inputs else 0
-        y = tensors[out]
-        if isinstance(op, Pool) or i in depthwise:
-            assert isinstance(op, (Conv, Pool))
-            ends = [
-                (min(reached), stride * (size - 1) + max(reached))
-                for reached, stride, size in zip(
-                    zip(*taps(op), strict=True), op.stride, (y.height, y.width), strict=True
-                )
-            ]
-            x = tensors[at]
-            clean[at] |= any(
-                low < 0 or high >= size for (low, high), size in zip(ends, (x.height, x.width), strict=True)
-            )
-            classes.leave_room(at, *ends)
-            continue
-        for tied in tied_inputs(op, splits.get(i), tensors):
-            classes.tie(tied, out)
-        if isinstance(op, Conv):
-            distances = [(y, x) for _, y, x in reads(op, splits.get(i))]
-            clean[at] |= any(distance != (0, 0) for distance in distances)
-            lines, columns = zip(*distances, strict=True)
-            classes.leave_room(at, (min(lines), y.height - 1 + max(lines)), (min(columns), y.width - 1 + max(columns)))
-    last_use = _last_uses(program, splits, len(tensors))
-    for i in in_cache:  # they read on while the next op writes
-        for at in (*program.ops[i].inputs, *([splits[i].to] if i in splits else [])):
-            last_use[at] = max(last_use[at], i + 1)
+        by_windows = isinstance(op, Pool) or i in depthwise
+        if not by_windows:
+            for at in tied_inputs(op, splits.get(i), tensors):
+                classes.tie(at, first + i)
+        if isinstance(op, (Conv, Pool)):
+            at = splits[i].to if i in splits else op.inputs[0]
+            x, y = tensors[at], tensors[first + i]
+            if by_windows:
+                lines, columns = _reach(taps(op), op.stride, y)
+                clean[at] |= min(lines[0], columns[0]) < 0 or lines[1] >= x.height or columns[1] >= x.width
+            else:
+                assert isinstance(op, Conv)
+                distances = [(line, column) for _, line, column in reads(op, splits.get(i))]
+                lines, columns = _reach(distances, (1, 1), y)
+                clean[at] |= any(distance != (0, 0) for distance in distances)
+            classes.leave_room(at, lines, columns)
+    last_use = _last_uses(program, splits, len(tensors), in_cache)
     arena = _Arena()
     places: list[Place | None] = [None] * len(tensors)
     born = [*range(first), *(first + i for i, op in enumerate(program.ops) if isinstance(op, Constant))]
@@ -218,6 +205,14 @@ def _place(
     return Layout([place for place in places if place is not None], splits, arena.size, arena.fills)
 
 
+def _reach(distances: Sequence[tuple[int, int]], stride: tuple[int, ...], y: Tensor) -> list[tuple[int, int]]:
+    """The first and the last line, and column, that are read from distances of the places of y times stride."""
+    return [
+        (min(each), step * (size - 1) + max(each))
+        for each, step, size in zip(zip(*distances, strict=True), stride, (y.height, y.width), strict=True)
+    ]
+
+
 def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Iterable[int]:
     """The tensors that must share pitch and lines with what op makes."""
     match op:
@@ -234,13 +229,14 @@ def tied_inputs(op: Op, split: Split | None, tensors: Sequence[Tensor]) -> Itera
             return ()
 
 
-def _last_uses(program: Program, splits: dict[int, Split], n_tensors: int) -> list[int]:
-    """The last op that reads each tensor; outputs and constants live on, and what nobody reads dies at once."""
+def _last_uses(program: Program, splits: dict[int, Split], n_tensors: int, in_cache: Collection[int]) -> list[int]:
+    """The last op that reads each tensor; outputs and constants live on, and what nobody reads dies at once. in_cache:
+    ops that read on while the next one writes."""
     last = [-1] * n_tensors
     for i, op in enumerate(program.ops):
         last[len(program.inputs) + i] = i
         for at in (*op.inputs, *([splits[i].to] if i in splits else [])):
-            last[at] = i
+            last[at] = i + (i in in_cache)
     constants = (len(program.inputs) + i for i, op in enumerate(program.ops) if isinstance(op, Constant))
     for at in (*program.outputs, *constants):
         last[at] = len(program.ops)

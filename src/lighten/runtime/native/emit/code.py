@@ -100,6 +100,10 @@ class Code:
         """a · b + c, rounded once."""
         return self.intrinsic("fma", a, b, c)
 
+    def least(self, a: Value, b: Value) -> Value:
+        """Of two integers."""
+        return self.b.select(self.b.icmp_signed("<", a, b), a, b)
+
     def clamp(self, x: Value, low: float | None, high: float | None) -> Value:
         """x between low and high; NaN stays NaN, which is why comparisons ask for what would change x."""
         for limit, outside in ((low, "<"), (high, ">")):

@@ -64,7 +64,7 @@ class Network(Stages):
         self.depthwise = find_depthwise(program, stored)
         self.chains = find_chains(program, stored, self.depthwise)
         in_cache = {i: rows * threads for i, rows in self.chains.items()}
-        self.layout: Layout = make_layout(program, frozenset(self.depthwise), in_cache)
+        self.layout: Layout = make_layout(program, self.depthwise, in_cache)
         self._emit()
 
     def _emit(self) -> None:
@@ -85,7 +85,7 @@ class Network(Stages):
                 self._op(op, inputs, out, split)
             elif i - 1 not in self.chains:
                 assert isinstance(op, Conv)
-                self._windows(op, "sum", inputs, out, op.act, self.depthwise[i])
+                self._windows(op, inputs, out, self.depthwise[i])
         for i in range(len(self.program.outputs)):
             self._output(i)
         self.code.b.ret_void()
@@ -102,7 +102,7 @@ class Network(Stages):
                 self._conv(op, inputs, out, split)
             case Pool():
                 x = inputs[0] if split is None else self.layout.places[split.to]
-                self._windows(op, op.mode, [x], out, "none", None)
+                self._windows(op, [x], out, None)
             case Reduce():
                 (self._reduce_rows if op.groups else self._reduce_places)(op, inputs[0], out)
             case Elements():
@@ -182,44 +182,42 @@ class Network(Stages):
             sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
             self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
 
-    def _windows(
-        self, op: Conv | Pool, how: str, inputs: Sequence[Place], out: Place, act: str, weight: Packed | None
-    ) -> None:
+    def _windows(self, op: Conv | Pool, inputs: Sequence[Place], out: Place, weight: Packed | None) -> None:
         """weight: None = of a pool."""
-        window, residual = _window_of(op, how), inputs[1] if len(inputs) > 1 else None
-        n_blocks, work = self._window_work(window, out)
+        x, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
+        n_blocks, work = self._window_work(op, out)
         (cuts,) = self._begin(inputs, out, np.full(out.tensor.rows * n_blocks, work))
-        start = self._at(inputs[0], _before(op, inputs[0]))
-        self._lines(window, start, inputs[0], out, residual, act, weight, self._range(cuts))
+        self._lines(op, self._at(x, _before(op, x)), x, out, residual, weight, self._range(cuts))
 
-    def _window_work(self, window: Window, out: Place) -> tuple[int, int]:
+    def _window_work(self, op: Conv | Pool, out: Place) -> tuple[int, int]:
         """How many blocks of lines a row has, and the work of each."""
-        lines, lanes = self._window_shape(window, out)
-        return -(-out.tensor.height // lines), lines * -(-out.tensor.width // lanes) * (window.size + STORING)
+        lines, _, n_blocks, n_vectors = self._window_shape(op, out)
+        return n_blocks, lines * n_vectors * (_window_of(op).size + STORING)
 
-    def _window_shape(self, window: Window, out: Place) -> tuple[int, int]:
-        """Lines of a block and lanes of a vector: both fit into out."""
+    def _window_shape(self, op: Conv | Pool, out: Place) -> tuple[int, int, int, int]:
+        """Lines of a block and lanes of a vector, which fit into out; how many blocks and vectors there are."""
         t = out.tensor
-        lines = min(LINES, t.height) if window.is_unrolled else 1
-        return lines, min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
+        lines = min(LINES, t.height) if _window_of(op).is_unrolled else 1
+        lanes = min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
+        return lines, lanes, -(-t.height // lines), -(-t.width // lanes)
 
     def _lines(
         self,
-        window: Window,
+        op: Conv | Pool,
         start: Value,
         x: Place,
         out: Place,
         residual: Place | None,
-        act: str,
         weight: Packed | None,
         ends: list[Value],
     ) -> None:
         """Some blocks of lines of windows. start: the first place of row 0's first."""
-        (lines, lanes), t = self._window_shape(window, out), out.tensor
-        kernel = windows(self.kernels, window, lines=lines, lanes=lanes, act=act, residual=residual is not None)
+        (lines, lanes, n_blocks, n_vectors), t = self._window_shape(op, out), out.tensor
+        act = op.act if isinstance(op, Conv) else "none"
+        kernel = windows(self.kernels, _window_of(op), lines=lines, lanes=lanes, act=act, residual=residual is not None)
         other = out if residual is None else residual
         tables = [start] * 2 if weight is None else [self._const(weight.value), self._const(weight.bias)]
-        last = (-(-t.height // lines), t.height - lines, -(-t.width // lanes), t.width - lanes)
+        last = (n_blocks, t.height - lines, n_vectors, t.width - lanes)
         sizes = [size for place in (x, out, other) for size in (place.row_stride, place.pitch)]
         pointers = [start, self._at(out), self._at(other), *tables]
         self._call(kernel, [*pointers, *ends, *map(self._i, (*last, *sizes))])
@@ -232,8 +230,8 @@ class Network(Stages):
         places, rows, at = self.layout.places, self.chains[i], len(self.program.inputs) + i
         middle, out = places[at], places[at + 1]
         source, offsets = self._reading(op, places[op.inputs[0]], self.layout.splits.get(i))
-        weight, window = self.stored.weights[op.weight].floats, _window_of(after, "sum")
-        n_lines, work_of_lines = self._window_work(window, out)
+        weight = self.stored.weights[op.weight].floats
+        n_lines, work_of_lines = self._window_work(after, out)
         each = rows // weight.block
         work = np.add.reduceat(self._work(weight, middle), np.arange(0, len(weight.ptr) - 1, each))
         (cuts,) = self._begin([source], out, work + rows * n_lines * work_of_lines, over=middle)
@@ -243,19 +241,16 @@ class Network(Stages):
         def group(g: Value, _: list[Value]) -> list[Value]:
             start = b.mul(g, c(rows))
             moved = b.mul(b.sub(own, start), c(middle.row_stride))
-            blocks = [b.mul(g, c(each)), self._least(b.mul(b.add(g, c(1)), c(each)), len(weight.ptr) - 1)]
+            blocks = [b.mul(g, c(each)), self.code.least(b.mul(b.add(g, c(1)), c(each)), c(len(weight.ptr) - 1))]
             to = self.code.at(self._at(middle), moved)
             self._blocks(weight, offsets, source, middle, to, None, op.act, blocks, None)
-            items = [b.mul(start, c(n_lines)), b.mul(self._least(b.add(start, c(rows)), after.rows), c(n_lines))]
+            items = [b.mul(start, c(n_lines)), b.mul(self.code.least(b.add(start, c(rows)), c(after.rows)), c(n_lines))]
             window_start = self.code.at(self._at(middle, _before(after, middle)), moved)
-            self._lines(window, window_start, middle, out, None, after.act, self.depthwise[i + 1], items)
+            self._lines(after, window_start, middle, out, None, self.depthwise[i + 1], items)
             return []
 
         first_group, last_group = self._range(cuts)
         self.code.loop(first_group, last_group, group)
-
-    def _least(self, a: Value, most: int) -> Value:
-        return self.code.b.select(self.code.b.icmp_signed("<", a, self._i(most)), a, self._i(most))
 
     def _matvec(
         self, weight: Packed, offsets: Array, source: Place, out: Place, residual: Place | None, act: str
@@ -438,9 +433,9 @@ class Network(Stages):
         self._call(kernel, [x, y, *self._range(cuts), *sizes, *strides])
 
 
-def _window_of(op: Conv | Pool, how: str) -> Window:
+def _window_of(op: Conv | Pool) -> Window:
     (ky, kx), (sy, sx), (dy, dx) = op.kernel, op.stride, op.dilation
-    return Window((ky, kx), (sy, sx), (dy, dx), how)
+    return Window((ky, kx), (sy, sx), (dy, dx), op.mode if isinstance(op, Pool) else "sum")
 
 
 def _before(op: Conv | Pool, x: Place) -> int:

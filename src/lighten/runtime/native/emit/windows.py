@@ -64,7 +64,7 @@ def windows(kernels: Kernels, window: Window, *, lines: int, lanes: int, act: st
             return code.fma(w, value, acc)
 
         def item(i: Value, _: list[Value]) -> list[Value]:
-            row, line = b.udiv(i, n_blocks), _least(code, b.mul(b.urem(i, n_blocks), c(lines)), last_line)
+            row, line = b.udiv(i, n_blocks), code.least(b.mul(b.urem(i, n_blocks), c(lines)), last_line)
             source = code.at(x, b.mul(row, x_row), b.mul(b.mul(line, c(sy)), x_pitch))
             weights = code.at(weight, b.mul(row, c(window.size)))
             first = _first(code, window, code.at(bias, row), lanes)
@@ -98,7 +98,7 @@ def windows(kernels: Kernels, window: Window, *, lines: int, lanes: int, act: st
                 return code.loop(c(0), c(window.size), one, [first])
 
             def column(j: Value, _: list[Value]) -> list[Value]:
-                at = _least(code, b.mul(j, c(lanes)), last_column)
+                at = code.least(b.mul(j, c(lanes)), last_column)
                 near = code.at(source, b.mul(at, c(sx)))
                 for k, total in enumerate(unrolled(near) if window.is_unrolled else in_loops(near)):
                     down = b.add(line, c(k))
@@ -123,10 +123,6 @@ def _first(code: Code, window: Window, bias: Value, lanes: int) -> Value:
     if window.how == "sum":
         return code.splat(code.load(bias), lanes)
     return code.splat(ir.Constant(F32, float("-inf") if window.how == "max" else 0.0), lanes)
-
-
-def _least(code: Code, a: Value, most: Value) -> Value:
-    return code.b.select(code.b.icmp_signed("<", a, most), a, most)
 
 
 def _strided(code: Code, start: Value, columns: Sequence[int], stride: int, lanes: int) -> list[Value]:
