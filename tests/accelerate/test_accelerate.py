@@ -12,6 +12,7 @@ import lighten
 from lighten.accelerate import drafts, lossless_baseline, verb
 from lighten.accelerate.drafts import Draft, write_drafts
 from lighten.accelerate.verb import telling
+from lighten.cli.accelerate import blocks
 from lighten.errors import ArtifactError, ConfigError
 from lighten.export import export
 from lighten.graph.capture import capture
@@ -240,3 +241,45 @@ def test_the_tolerance_is_passed_on(tmp_path: Path, timed: Any, lowered: None) -
 def test_export_auto_is_accelerate(tmp_path: Path, timed: Any, lowered: None) -> None:
     artifact = export(TinyNet(), (X,), tmp_path / "out", runtime="auto", threads=2)
     assert artifact.notes["accelerate"]["winner"] == "onnxruntime, 2 threads"
+
+
+def retuned(monkeypatch: pytest.MonkeyPatch, best: int) -> None:
+    """Retuning that takes no time, and finds blocks of that size for the first of two products with blocks of 4."""
+    from lighten.runtime.native import retune
+
+    choices = [retune.Choice(place=i, block=4, best=best if i == 0 else 4, ms={2: 1.0, 4: 1.5}) for i in range(2)]
+
+    def same_files(artifact: Any, batch: int) -> Any:
+        return choices, lambda folder: [
+            (folder / name).write_bytes((artifact.path / name).read_bytes()) for name in artifact.files
+        ]
+
+    monkeypatch.setattr(retune, "retune", same_files)
+
+
+def test_a_native_engine_that_may_win_is_retuned(
+    tmp_path: Path, timed: Any, lowered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retuned(monkeypatch, best=2)
+    timed.times = {"native, 2 threads": 6.0, "native retuned, 2 threads": 4.0}
+    artifact = lighten.accelerate(TinyNet(), (X,), tmp_path / "out")
+    notes = artifact.notes["accelerate"]
+    assert (artifact.runtime, notes["winner"]) == ("native", "native retuned, 2 threads")
+    assert notes["blocks"]["products"] == 2
+    assert [choice["place"] for choice in notes["blocks"]["changed"]] == [0]
+    assert blocks(notes) == [
+        "native retuned: 1 of 2 products are quicker here in blocks of another size, by 0.500 ms in all, each timed "
+        "alone."
+    ]
+
+
+@pytest.mark.parametrize(("ms", "best", "said"), [(6.0, 4, "none is quicker here"), (30.0, 2, "")])
+def test_without_other_blocks_or_a_chance_nothing_is_retuned(
+    tmp_path: Path, timed: Any, lowered: None, monkeypatch: pytest.MonkeyPatch, ms: float, best: int, said: str
+) -> None:
+    retuned(monkeypatch, best)
+    timed.times = {f"native, {n} thread{'s' * (n > 1)}": ms for n in (1, 2, 3, 4)}
+    notes = lighten.accelerate(TinyNet(), (X,), tmp_path / "out").notes["accelerate"]
+    assert not [name for name in timed.looked if "retuned" in name]
+    assert said in "".join(blocks(notes))
+    assert bool(notes["blocks"]["products"]) == bool(said)

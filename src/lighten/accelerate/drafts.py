@@ -7,7 +7,7 @@ first, because its file runs anywhere; a compiled graph last, because it needs a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lighten.errors import LightenError
 from lighten.export.lower import Lowered, lower
@@ -17,6 +17,9 @@ from lighten.runtime.artifact import Artifact, write_artifact
 from lighten.runtime.backends import backend
 from lighten.runtime.contest import Candidate, Trial
 from lighten.runtime.cpu import usable_cores
+
+if TYPE_CHECKING:
+    from lighten.runtime.native.retune import Choice
 
 MOST_THREAD_COUNTS = 4
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -83,6 +86,25 @@ def write_drafts(
             lowered[kind] = _lower(captured, example_inputs, way.runtime)
         found.append(_written(way, lowered[kind], plan, scratch / str(len(found))))
     return found
+
+
+def retuned_draft(draft: Draft, batch: int, folder: Path) -> "tuple[Draft | None, list[Choice]]":
+    """draft, of the native engine, with the blocks that are the quickest here, in folder; None where they are those
+    that it has. And what was timed.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    from lighten.runtime.native.retune import retune  # brings llvmlite, which is an extra
+
+    artifact = draft.artifact
+    assert artifact is not None
+    choices, write_files = retune(artifact, batch)
+    if all(choice.best == choice.block for choice in choices):
+        return None, choices
+    about = {name: getattr(artifact, name) for name in ("runtime", "options", "inputs", "outputs", "plan", "notes")}
+    written = write_artifact(folder, write_files=write_files, **about)
+    return Draft(f"{draft.name} retuned", draft.runtime, draft.options, written), choices
 
 
 def thread_counts(cores: int) -> list[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from lighten.accelerate.drafts import Draft
 from lighten.runtime.contest import Contest, Trial
 from lighten.runtime.measure import LatencySample, Ratio, mean_ratio_interval
 from lighten.runtime.throughput import Crew, Throughput
+
+if TYPE_CHECKING:
+    from lighten.runtime.native.retune import Choice
 
 REASON_LENGTH = 300
 
@@ -63,6 +66,17 @@ def throughput_notes(
         "speedup": _speedup(samples, plain, name),
         "trials": [entry(trial) for trial in trials],
     }
+
+
+def blocks_notes(choices: "Sequence[Choice]") -> dict[str, Any]:
+    """products: how many of the native engine were timed with blocks of every size; none where it cannot win. changed:
+    those that are quicker in others than exported, by place in the program, with milliseconds of either alone."""
+    changed = [
+        {"place": c.place, "block": c.block, "best": c.best, "block_ms": c.ms[c.block], "best_ms": c.ms[c.best]}
+        for c in choices
+        if c.best != c.block
+    ]
+    return {"products": len(choices), "changed": changed}
 
 
 def _entry(trial: Trial, drafts: Mapping[Path, Draft]) -> dict[str, Any]:

@@ -7,16 +7,16 @@ not agree with the model to float rounding is out; of the rest the fastest is wr
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lighten.accelerate.drafts import Draft, room, threaded, write_drafts
-from lighten.accelerate.notes import latency_notes, throughput_notes
+from lighten.accelerate.drafts import Draft, retuned_draft, room, threaded, write_drafts
+from lighten.accelerate.notes import blocks_notes, latency_notes, throughput_notes
 from lighten.errors import ConfigError
 from lighten.export.onnx import named_inputs
 from lighten.export.verb import outputs_of, plan_of, tolerance_for
@@ -35,6 +35,9 @@ from lighten.runtime.cpu import usable_cores
 from lighten.runtime.final import first_of_the_best
 from lighten.runtime.spec import Array
 from lighten.runtime.throughput import Crew, compare_crews, measure_throughput
+
+if TYPE_CHECKING:
+    from lighten.runtime.native.retune import Choice
 
 Mode = Literal["latency", "throughput"]
 MODES = ("latency", "throughput")
@@ -81,9 +84,9 @@ def accelerate(
     plan = plan_of(model)
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
         on_progress("lowering it for every runtime")
-        drafts = write_drafts(captured, example_inputs, plan, Path(scratch))
         search = _Search(
-            drafts=drafts,
+            drafts=write_drafts(captured, example_inputs, plan, Path(scratch)),
+            scratch=Path(scratch),
             inputs=[x.detach().numpy() for x in named_inputs(captured, example_inputs).values()],
             expected=[x.numpy() for x in outputs_of(model, example_inputs)],
             counts=room(threads),
@@ -125,15 +128,19 @@ def telling(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return replaced
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Search:
+    """drafts: also the retuned one, once it is there. choices: of blocks, where the native engine is retuned."""
+
     drafts: Sequence[Draft]
+    scratch: Path
     inputs: Sequence[Array]
     expected: Sequence[Array]
     counts: Sequence[int]
     tolerance: float
     batch: int
     tell: OnProgress
+    choices: "list[Choice]" = field(default_factory=list)
 
     def latency(self) -> tuple[Artifact, dict[str, Any], dict[str, Any]]:
         """The winner's draft, its options, and the notes."""
@@ -194,6 +201,7 @@ class _Search:
         eager best."""
         quick = [c for draft in self.drafts if not draft.is_compiled for c in draft.candidates(self.counts)]
         trials = self._look(quick)
+        trials += self._retuned(trials)
         eager = [t for t in trials if not t.refused and self._by_path()[t.candidate.path].runtime == "torch"]
         if not eager:
             return trials
@@ -201,6 +209,20 @@ class _Search:
         layout = self._by_path()[best.path].options["layout"]
         alike = [draft for draft in self.drafts if draft.is_compiled and draft.options["layout"] == layout]
         return trials + self._look([c for draft in alike for c in draft.candidates([best.threads])])
+
+    def _retuned(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The native engine with the blocks that are the quickest here, where it may win and they are others."""
+        mine = [trial for trial in trials if self._by_path()[trial.candidate.path].runtime == "native"]
+        best, own = (min((trial.median for trial in some), default=float("inf")) for some in (trials, mine))
+        if own > HOPELESS * best or own == float("inf"):
+            return []
+        self.tell("timing each layer of the native engine with blocks of every size")
+        draft = self._by_path()[mine[0].candidate.path]
+        retuned, self.choices = retuned_draft(draft, self.batch, self.scratch / "retuned")
+        if retuned is None:
+            return []
+        self.drafts = [*self.drafts, retuned]
+        return self._look(retuned.candidates(self.counts))
 
     def _look(self, candidates: Sequence[Candidate]) -> list[Trial]:
         return look(
@@ -220,7 +242,14 @@ class _Search:
         return artifact
 
     def _about(self, mode: Mode, notes: dict[str, Any]) -> dict[str, Any]:
-        return {"mode": mode, "batch": self.batch, "cores": usable_cores(), "tolerance": self.tolerance, **notes}
+        return {
+            "mode": mode,
+            "batch": self.batch,
+            "cores": usable_cores(),
+            "tolerance": self.tolerance,
+            "blocks": blocks_notes(self.choices),
+            **notes,
+        }
 
 
 def _batch(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> int:

@@ -55,6 +55,8 @@ def accelerate(
     stderr.print(draw(artifact.notes["accelerate"]))
     for line_of_text in refusals(artifact.notes["accelerate"]):
         stderr.print(line_of_text, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for line_of_text in blocks(artifact.notes["accelerate"]):
+        stderr.print(line_of_text, style="dim", markup=False, highlight=False, soft_wrap=True)
     for line_of_text in (verdict(artifact.notes["accelerate"]), *unsteadiness(artifact.notes["accelerate"])):
         stderr.print(line_of_text, markup=False, highlight=False, soft_wrap=True)
     for line_of_text in (f"{artifact.path}: {described(artifact)}", *sentences(artifact.notes)):
@@ -95,6 +97,20 @@ def draw(notes: dict[str, Any]) -> Table:
 def refusals(notes: dict[str, Any]) -> list[str]:
     """A line for each trial that was refused."""
     return [f"refused: {trial['name']}: {trial['refused']}" for trial in notes["trials"] if trial["refused"]]
+
+
+def blocks(notes: dict[str, Any]) -> list[str]:
+    """A line about the native engine's layers, where it runs the model."""
+    found = notes["blocks"]
+    if not found["products"]:
+        return []
+    if not found["changed"]:
+        return [f"native: of {found['products']} products none is quicker here in blocks of another size."]
+    saved = [choice["block_ms"] - choice["best_ms"] for choice in found["changed"]]
+    return [
+        f"native retuned: {len(saved)} of {found['products']} products are quicker here in blocks of another size, "
+        f"by {sum(saved):.3f} ms in all, each timed alone."
+    ]
 
 
 def cells(trial: dict[str, Any], is_throughput: bool) -> list[str]:

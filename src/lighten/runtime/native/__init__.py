@@ -16,7 +16,7 @@ from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import Compiled, Description, only_options
 from lighten.runtime.native.parts import PARTS
 from lighten.runtime.native.program import Program
-from lighten.runtime.native.stored import read_stored
+from lighten.runtime.native.stored import Stored, read_stored
 from lighten.runtime.spec import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,13 +58,9 @@ def load_engine(
     """
     from lighten.runtime.native.batch import engine_for
 
+    program, stored = read_program(folder, prefix)
     try:
-        program = Program.from_json((folder / (prefix + PLAN)).read_bytes())
-        arrays = load_file(folder / (prefix + WEIGHTS))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactError(f"Cannot load the native program in '{folder}': {error}.") from error
-    try:
-        tensors, stored = program.tensors, read_stored(program, arrays)
+        tensors = program.tensors
         _must_match(folder, "inputs", inputs, [(t.rows * t.height * t.width) for t in program.inputs])
         sizes = [tensors[at] for at in program.outputs]
         _must_match(folder, "outputs", outputs, [t.rows * t.height * t.width for t in sizes])
@@ -72,6 +68,19 @@ def load_engine(
         raise ArtifactError(f"Cannot load the native program in '{folder}': {error}") from error
     shapes: Any = [spec.shape[1:] for spec in outputs]
     return engine_for(program, stored, shapes, threads=threads, lingers=lingers)
+
+
+def read_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:
+    """The program in folder and what it needs, checked. prefix: of the names of its files.
+
+    Raises:
+        ArtifactError: the files hold no program.
+    """
+    try:
+        program = Program.from_json((folder / (prefix + PLAN)).read_bytes())
+        return program, read_stored(program, load_file(folder / (prefix + WEIGHTS)))
+    except (ArtifactError, OSError, SafetensorError, ValueError) as error:
+        raise ArtifactError(f"Cannot load the native program in '{folder}': {str(error).removesuffix('.')}.") from error
 
 
 def describe() -> Description:

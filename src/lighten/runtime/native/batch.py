@@ -121,10 +121,12 @@ def engine_for(
     threads: int = 1,
     target: Target | None = None,
     lingers: bool = True,
+    keeps_code: bool = True,
 ) -> Engine | Batched:
     """The engine of program, or of several ways to compute it, which share weights. Arguments: see Engine."""
     blob, target = Blob(), target or host_target()
     how: dict[str, Any] = {"threads": threads, "target": target, "blob": blob, "lingers": lingers}
+    how["keeps_code"] = keeps_code
     single = Engine(program, stored, shapes, **how)
     ways = []
     for width, fewest in ((WIDE * target.lanes, (WIDE - 1) * target.lanes + 1), (target.lanes, FEWEST)):

@@ -65,7 +65,7 @@ class Engine:
 
     shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep. blob:
     of constants, None = its own. are_samples: whether the places of inputs and outputs are samples, as the caller has
-    them: one sample's numbers after another's (batch.py).
+    them: one sample's numbers after another's (batch.py). keeps_code: see compile_ir.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Engine:
         lingers: bool = True,
         blob: Blob | None = None,
         are_samples: bool = False,
+        keeps_code: bool = True,
     ) -> None:
         assert len(shapes) == len(program.outputs)
         kernels, blob, target = Kernels(ir.Module()), blob or Blob(), target or host_target()
@@ -89,7 +90,7 @@ class Engine:
         self._written = network.written
         self.pace = Pace() if threads > 1 and network.work >= WAKE * target.barrier else None
         self.blob, self._bell = blob, aligned(LINE)
-        self._code = compile_ir(str(kernels.module))
+        self._code = compile_ir(str(kernels.module), keeps_code=keeps_code)
         self._run = SIGNATURE(self._code.get_function_address("run"))
         self._idle: list[Arena] = []
         self._teams: dict[int, _Team] = {}

@@ -17,8 +17,11 @@ def host_target() -> Target:
     return target_of(llvm.get_host_cpu_features().flatten())
 
 
-def compile_ir(source: str) -> Any:
-    """An engine with get_function_address(name); it owns the code, so keep it as long as that is called."""
+def compile_ir(source: str, *, keeps_code: bool = True) -> Any:
+    """An engine with get_function_address(name); it owns the code, so keep it as long as that is called.
+
+    keeps_code: for the next process.
+    """
     llvm: Any = require("llvmlite.binding", "native")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -32,7 +35,8 @@ def compile_ir(source: str) -> Any:
     code = kept.read(key)
     if code is None:
         code = _compiled(source, target)
-        kept.write(key, code)
+        if keeps_code:
+            kept.write(key, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

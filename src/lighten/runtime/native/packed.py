@@ -71,8 +71,16 @@ class Packed:
             return replace(self, value=(self.value.astype(np.uint32) << 16).view(np.float32))
         return self
 
+    def in_blocks(self, block: int, rows: int, n_columns: int) -> "Packed":
+        """The same matrix [rows, n_columns] with so many outputs to a block, to the same bits."""
+        # Columns of a group are counted among all of them, so to pack it there are no groups.
+        packed = pack(self.dense(n_columns)[:rows], self.bias[:rows], block)
+        if self.scale is not None:
+            return packed.on_grid(self.scale[:rows])
+        return packed.in_bfloat16() if self.value.dtype == np.uint16 else packed
+
     def dense(self, n_columns: int) -> Array:
-        """The matrix [blocks · R, n_columns] of floats; for tests, and to pack anew."""
+        """The matrix [blocks · R, n_columns] of floats."""
         found = np.zeros((len(self.ptr) - 1, n_columns, self.block), np.float32)
         found[np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr)), self.index] = self.floats.value
         return found.transpose(0, 2, 1).reshape(-1, n_columns)
