@@ -8,12 +8,15 @@ from lighten.metric import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Time of one call on a batch, in milliseconds, after warm-up, in a process of its own."""
+    """Time of one call on a batch, in milliseconds, after warm-up, in a process of its own.
+
+    Of a device that is described: predicted, runtime says so and which it is, and threads is None.
+    """
 
     median: float
     p90: float
     runtime: str
-    threads: int
+    threads: int | None
     batch: int
 
 

@@ -252,7 +252,9 @@ def test_interpolation_goes_through_what_was_measured(monkeypatch: pytest.Monkey
 
 def test_shrunk_layers_stay_possible() -> None:
     depthwise = Layer(in_channels=8, out_channels=8, groups=8, kernel=(3, 3), size=(4, 4))
-    assert shrunk(depthwise, 0.5, 0.25) == Layer(in_channels=4, out_channels=4, groups=4, kernel=(3, 3), size=(4, 4))
+    # Its inputs are its outputs, whichever side the choice is known on.
+    for inputs, outputs in ((0.5, 0.5), (1.0, 0.5), (0.5, 1.0)):
+        assert shrunk(depthwise, inputs, outputs) == replace(depthwise, in_channels=4, out_channels=4, groups=4)
     grouped = shrunk(Layer(in_channels=8, out_channels=16, groups=4), 0.75, 0.5)
     assert grouped.in_channels % grouped.groups == grouped.out_channels % grouped.groups == 0
     assert shrunk(Layer(in_channels=2, out_channels=2), 0.01, 0.01).in_channels == 1

@@ -70,6 +70,10 @@ def compress(
     target_label: Annotated[
         str | None, typer.Option(metavar="NAME", help="Time on the cluster's nodes that have the resource NAME.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Predict latency for this device profile, instead of measuring here."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -121,6 +125,7 @@ def compress(
             workers=workers,
             ray=ray,
             target_label=target_label,
+            device=device,
             on_progress=draw,
         )
     if output is Format.JSON:
@@ -132,6 +137,11 @@ def compress(
     for loss in result.data["lost_workers"]:
         then = "tried again" if loss["retried"] else "given up"
         said = f"Lost a worker at {loss['at']}, {then}: {loss['why']}"
+        stderr.print(said, style="yellow", markup=False, highlight=False)
+    if result.data["device"] is not None:
+        said = (
+            f"All ms are predicted for {result.data['device']['name']} by its profile: trust ranks, not milliseconds."
+        )
         stderr.print(said, style="yellow", markup=False, highlight=False)
     stderr.print(f"[bold]{'Accepted' if result.accepted else 'Not accepted'}.[/] ", end="")
     stderr.print(result.verdict, markup=False, highlight=False)

@@ -78,7 +78,7 @@ class LatencySample:
         """The mean over blocks of a block's median, in milliseconds a call."""
         return float(np.mean([np.median(block) for rounds in self.blocks_ms for block in rounds]))
 
-    def to_latency(self, runtime: str, threads: int, batch: int) -> "Latency":
+    def to_latency(self, runtime: str, threads: int | None, batch: int) -> "Latency":
         """The two figures that a Measurement holds."""
         from lighten.measurement import Latency  # brings torch, which nothing else here needs
 

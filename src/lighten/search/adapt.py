@@ -16,10 +16,11 @@ from lighten.errors import ConfigError
 from lighten.search.allocate import Allocation
 from lighten.search.candidate import Candidate
 from lighten.search.choose import admissible
+from lighten.search.clock import dtype_of
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Begin, Course, Driver, Wanted
 from lighten.search.realize import Variant, default_epochs
-from lighten.search.space import Network, Space, space, time_terms, weight_terms
+from lighten.search.space import Network, Space, device_terms, space, time_terms, weight_terms
 from lighten.search.study import Spec
 
 FIRST_STEP = 3
@@ -71,7 +72,7 @@ class Search:
         not_tried: list[Candidate] = []
         for step, variant in path:
             if variant.has_zeros and "native" not in self.whole:
-                reason = reason or "not tried: the native engine does not run this model"
+                reason = reason or f"not tried: {self._without_native}"
             if reason:
                 not_tried += [replace(trial, note=reason) for trial in variant.trials()]
                 continue
@@ -157,6 +158,13 @@ class Search:
         return replace(variant, name=f"{variant.name}, {epochs} epochs") if epochs > self.short else variant
 
     @property
+    def _without_native(self) -> str:
+        device = self.config.device
+        if device is None:
+            return "the native engine does not run this model"
+        return f"what zeros gain on {device.name} is not in its profile"
+
+    @property
     def _narrow_to(self) -> float | None:
         """Fewer bits make nothing faster, so they are looked for where bytes count."""
         counts = self.budget.minimize == "size" or self.budget.max_size_bytes is not None
@@ -175,6 +183,10 @@ class Search:
         whole = self.whole[runtime]
         if self.budget.minimize == "size":
             return space(network, family, weight_terms(network, family, whole), whole)
+        if self.config.device is not None:
+            peaks = self.config.device.peak_macs_per_s
+            dtype = max(map(dtype_of, self.config.schemes), key=lambda dtype: peaks[dtype].value)
+            return space(network, family, device_terms(network, family, self.config.device, dtype), whole)
         return space(
             network,
             family,

@@ -26,7 +26,8 @@ class Candidate:
 
     n_params, macs: that are not zero. path: its artifact, None if it failed, and then note says why. scores: on
     selection data. drop: from them, with its 95 % interval; drop_bound: the end of the one-sided one, which the drop
-    does not exceed. predicted_ms: of the search's tables. latency: measured.
+    does not exceed. predicted_ms: of the search's tables, or for a device that is described.
+    latency: measured, or that prediction.
     """
 
     name: str

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lighten.errors import ConfigError
+from lighten.runtime.device import DeviceProfile
 
 BLOCK = "block:4x1"
 
@@ -21,7 +22,8 @@ class SearchConfig:
     time_limit_s: no training begins, or goes on, after so many seconds. importance: of channels; "obs" is "l2" for a
     network in which some channels are read by nothing that obs knows, see lighten.search.choices. zero_importance: of
     weights that are to be zero while the rest is trained. round_to: see lighten.prune.
-    threads: of every measurement. batch: samples a call that is timed.
+    threads: of every measurement. batch: samples a call that is timed. device: whose time is predicted, instead of
+    measuring on this machine; then networks are dense.
     """
 
     channel_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
@@ -42,6 +44,7 @@ class SearchConfig:
     seed: int = 0
     threads: int = 1
     batch: int = 1
+    device: DeviceProfile | None = None
 
     def __post_init__(self) -> None:
         for name in ("channel_shares", "zero_shares", "ratios", "sparsities"):

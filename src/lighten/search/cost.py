@@ -108,16 +108,16 @@ def layer_shapes(
 
 
 def shrunk(layer: Layer, inputs: float, outputs: float) -> Layer:
-    """layer with these shares of its channels, at least one each. A depthwise layer has as many groups as inputs."""
+    """layer with these shares of its channels, at least one each. Of a depthwise layer inputs
+    and outputs are the same channels, so either share is that of both."""
     n_in, n_out = (
         max(1, round(n * share)) for n, share in ((layer.in_channels, inputs), (layer.out_channels, outputs))
     )
     if layer.groups == 1:
         return replace(layer, in_channels=n_in, out_channels=n_out)
     if layer.is_depthwise:
-        return replace(
-            layer, in_channels=n_in, out_channels=n_in * (layer.out_channels // layer.in_channels), groups=n_in
-        )
+        n = max(1, round(layer.in_channels * min(inputs, outputs)))
+        return replace(layer, in_channels=n, out_channels=n * (layer.out_channels // layer.in_channels), groups=n)
     groups = math.gcd(math.gcd(n_in, n_out), layer.groups)
     return replace(layer, in_channels=n_in, out_channels=n_out, groups=groups)
 

@@ -14,11 +14,12 @@ from lighten.metric import Interval, paired_drop
 from lighten.plan import Plan
 from lighten.report import write_report
 from lighten.runtime.cpu import usable_cores
+from lighten.runtime.device import DeviceProfile, load_profile
 from lighten.runtime.folder import write_folder
-from lighten.runtime.measure import ratio_interval
 from lighten.search.adapt import Search
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
+from lighten.search.clock import Clock, DescribedClock, schemes_for
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Driver, OnProgress, Progress
 from lighten.search.outcome import (
@@ -41,6 +42,7 @@ from lighten.task import Task
 
 FILES = {"artifact", "plan.yaml", "result.json", "report.html"}
 RUNTIMES = ("onnxruntime", "openvino", "native")
+PORTABLE = ("onnxruntime",)  # what a device that is not here is given
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def compress(
     workers: int | None = None,
     ray: str | None = None,
     target_label: str | None = None,
+    device: str | Path | DeviceProfile | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Result:
     """Find the fastest (or smallest) version of task's model within the budget, and write it to out_dir.
@@ -96,6 +99,10 @@ def compress(
     of a Ray cluster, whose nodes do the trials (extra `ray`); workers is then one a node by default. target_label: the
     custom resource of the nodes there that latency is measured on; None = this machine.
 
+    device: hardware that is not here, a profile or its name or file. Then every latency, max_latency_ms included, is
+    what the roofline model predicts for it, nothing is measured, candidates are dense, and the artifact is an ONNX
+    file.
+
     Raises:
         ConfigError, TaskError, CaptureError: bad settings, data or model, or no cluster. MissingExtraError: Ray is not
         installed. ArtifactError: out_dir holds other content,
@@ -113,11 +120,16 @@ def compress(
     if out_dir.is_symlink() or out_dir.exists():
         _must_be_ours(out_dir)
     work_dir = Path(work_dir).absolute() if work_dir is not None else out_dir.with_name(out_dir.name + ".search")
+    profile = device if device is None or isinstance(device, DeviceProfile) else load_profile(device)
+    if profile is not None and target_label is not None:
+        raise ConfigError(f"Latency is of '{profile.name}' or of nodes with '{target_label}'. Give one of them.")
     if plan is not None and (pick is not None or resume):
         raise ConfigError("A plan is done again without a search: give it without pick and resume.")
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch, _crew(task, workers, ray, target_label) as crew:
         threads = threads or crew.at_target(usable_cores)
         config = replace(config or SearchConfig(), seed=seed, threads=threads, batch=batch)
+        if profile is not None:
+            config = replace(config, device=profile, schemes=schemes_for(profile, config.schemes))
         run = _Run(crew, budget, config, Path(scratch), on_progress, start + config.time_limit_s)
         if plan is not None:
             found, stopped = run.replayed(plan), ""
@@ -126,6 +138,8 @@ def compress(
             about = {"task": task.name, "budget": describe_budget(budget), **same}
             if pick is not None:  # by another budget as well
                 about = {"task": task.name, "weights": same["weights"]}
+                # What was predicted for it is kept with the trials; time on this machine is measured anew.
+                about |= {} if profile is None else {"device": same["device"]}
             study = Study(work_dir, about, storage=storage, resume=resume or pick is not None)
             found, stopped = (run.kept(study), "") if pick is not None else run.searched(study)
         chosen, data = run.confirmed(found, stopped, pick)
@@ -171,18 +185,18 @@ class _Run:
         # Before any lowering: what cannot be traced is said as such, not as a runtime's refusal.
         self.captured = capture(task.model, task.example_inputs)
         check_metric(task)
-        self.inputs = representative_inputs(task, self.captured, config.batch)
         self.unable: dict[str, str] = {}
         lowered: dict[str, Candidate] = {}
-        for runtime in RUNTIMES:
+        for runtime in RUNTIMES if config.device is None else PORTABLE:
             try:
                 lowered[runtime] = lower_original(task, config, runtime, scratch / f"original-{runtime}")
             except LightenError as error:
                 self.unable[runtime] = str(error)
         if not lowered:
             raise ArtifactError(f"No runtime can run the model: {self.unable}")
-        paths = {runtime: _path(candidate) for runtime, candidate in lowered.items()}
-        looks = self.workers.latency(paths, self.inputs, threads=config.threads, processes=2)
+        inputs = representative_inputs(task, self.captured, config.batch)
+        self.clock = DescribedClock() if config.device else Clock(workers, inputs, config.threads)
+        looks = self.clock.times(lowered, processes=2)
         self.whole_ms = {runtime: sample.median for runtime, sample in looks.items()}
         self._lowered = lowered
 
@@ -246,21 +260,29 @@ class _Run:
         limit = objective(original, budget)
         best = choose(candidates, budget, limit) if pick is None else _picked(candidates, pick)
         chosen = best or nearest(candidates, budget, limit) or original
+        assert chosen.plan is not None
 
         tell(Progress(1, 1, "confirming on holdout data"))
         before, after = (scored(task, self.captured, _path(c), task.holdout) for c in (original, chosen))
         drop = paired_drop(before, after)
-        final = self.workers.latency(
-            {"original": _path(original), "chosen": _path(chosen)}, self.inputs, threads=config.threads
-        )
-        ratio = ratio_interval(final["original"], final["chosen"], seed=config.seed)
-        baseline = measurement(original, before, final["original"], config.threads, config.batch)
-        compressed = measurement(chosen, after, final["chosen"], config.threads, config.batch)
+        final = self.clock.times({"original": original, "chosen": chosen})
+        ratio = self.clock.ratio(final["original"], final["chosen"], config.seed)
+        baseline = measurement(original, before, final["original"], config)
+        compressed = measurement(chosen, after, final["chosen"], config)
         confirmed = within(replace(chosen, drop=drop, latency=final["chosen"]), replace(budget, accept="point"))
         is_better = ratio.low > 1 if budget.minimize == "latency" else chosen.size_bytes < original.size_bytes
         admissible = best is not None and within(best, budget)
         accepted = admissible and confirmed and is_better
-        said = verdict(budget, original, chosen, admissible=admissible, accepted=accepted, drop=drop, ratio=ratio)
+        said = verdict(
+            budget,
+            original,
+            chosen,
+            admissible=admissible,
+            accepted=accepted,
+            drop=drop,
+            ratio=ratio,
+            device=config.device,
+        )
         more = [doubt, "" if admissible else shortfall(candidates, budget)]
         more.append(f"The search was {stopped}; this is the best so far." if stopped else "")
         return chosen, {
@@ -269,6 +291,7 @@ class _Run:
             "accepted": accepted,
             "verdict": " ".join([said, *(text for text in more if text)]),
             "budget": describe_budget(budget),
+            "device": None if config.device is None else config.device.to_dict(),
             "baseline": baseline.to_dict(),
             "compressed": compressed.to_dict(),
             "drop": interval_data(drop),
@@ -279,11 +302,11 @@ class _Run:
             "stopped": stopped,
             "original_ms": {**self.whole_ms, **self.unable},
             "channels_ranked_by": asdict(ranked(self.captured, task.example_inputs, config)),
-            "candidates": [describe(c, budget, c is chosen, config.threads, config.batch) for c in candidates],
+            "candidates": [describe(c, budget, c is chosen, config) for c in candidates],
             "workers": self.workers.n,
             "lost_workers": self.workers.lost,
             "environment": {
-                **self.workers.at_target(environment, compressed.latency_ms.runtime, config.threads),
+                **self.workers.at_target(environment, chosen.plan.runtime, config.threads),
                 **parts(_path(chosen)),
             },
         }
@@ -307,8 +330,7 @@ class _Run:
 
     def _timed(self, candidates: list[Candidate]) -> list[Candidate]:
         """A first look at all of them, taking turns."""
-        paths = {str(i): c.path for i, c in enumerate(candidates) if c.path is not None}
-        found = self.workers.latency(paths, self.inputs, threads=self.config.threads, processes=2)
+        found = self.clock.times({str(i): c for i, c in enumerate(candidates)}, processes=2)
         return [replace(c, latency=found.get(str(i))) for i, c in enumerate(candidates)]
 
 

@@ -14,27 +14,33 @@ from lighten.report.words import change
 from lighten.runtime.artifact import read_artifact
 from lighten.runtime.backends import backend
 from lighten.runtime.cpu import this_cpu
+from lighten.runtime.device import DeviceProfile
 from lighten.runtime.measure import LatencySample, Ratio
 from lighten.runtime.native.parts import sentences
 from lighten.search.candidate import Candidate
 from lighten.search.choose import Budget, judged_drop, within
+from lighten.search.config import SearchConfig
 
 
-def measurement(candidate: Candidate, scores: Scores, sample: LatencySample, threads: int, batch: int) -> Measurement:
+def measurement(candidate: Candidate, scores: Scores, sample: LatencySample, config: SearchConfig) -> Measurement:
     """Everything measured of one candidate; scores: on the data that the figure is for."""
     assert candidate.plan is not None
+    if config.device is None:
+        latency = sample.to_latency(candidate.plan.runtime, config.threads, config.batch)
+    else:
+        latency = sample.to_latency(f"{config.device.name}, predicted", None, config.batch)
     return Measurement(
         metric_name=scores.metric.name,
         metric=scores.interval,
         n=scores.n,
-        latency_ms=sample.to_latency(candidate.plan.runtime, threads, batch),
+        latency_ms=latency,
         size_bytes=candidate.size_bytes,
         n_params=candidate.n_params,
         macs=candidate.macs,
     )
 
 
-def describe(candidate: Candidate, budget: Budget, chosen: bool, threads: int, batch: int) -> dict[str, Any]:
+def describe(candidate: Candidate, budget: Budget, chosen: bool, config: SearchConfig) -> dict[str, Any]:
     """One trial; its figures are left out where it failed, and note says why."""
     about: dict[str, Any] = {
         "name": candidate.name,
@@ -48,7 +54,7 @@ def describe(candidate: Candidate, budget: Budget, chosen: bool, threads: int, b
         "note": candidate.note,
     }
     if candidate.scores is not None and candidate.latency is not None and candidate.drop is not None:
-        about |= measurement(candidate, candidate.scores, candidate.latency, threads, batch).to_dict()
+        about |= measurement(candidate, candidate.scores, candidate.latency, config).to_dict()
         about["drop"] = interval_data(candidate.drop)
     return about
 
@@ -94,11 +100,12 @@ def verdict(
     accepted: bool,
     drop: Interval,
     ratio: Ratio,
+    device: DeviceProfile | None = None,
 ) -> str:
     """What came out, in a sentence or two.
 
     admissible: chosen met the budget on selection data. accepted: it did on holdout data too. ratio: the original's
-    time over chosen's.
+    time over chosen's. device: whose time it is, where it is predicted.
     """
     better = "faster" if budget.minimize == "latency" else "smaller"
     if chosen is original:
@@ -108,6 +115,7 @@ def verdict(
     assert original.scores is not None
     is_sure = ratio.low > 1 or ratio.high < 1
     pace = change(ratio.value, "faster", "slower") if is_sure else "no faster for certain"
+    pace = pace if device is None else f"predicted to be {pace} on {device.name}"
     size = change(original.size_bytes / chosen.size_bytes, "smaller", "larger")
     size = "of unchanged size" if size == "unchanged" else size
     what = f"{pace} and {size}, {original.scores.metric.name} drop {drop.value:.4f} on holdout data"

@@ -36,6 +36,7 @@ from lighten.runtime.runner import load
 from lighten.search.bits import WIDTHS, fewest_bits, mean_bits
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choices import Ranking, ranking
+from lighten.search.clock import computes_in, dtype_of, predicted_ms
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import layer_shapes
 from lighten.search.sanity import gives_logits
@@ -108,8 +109,12 @@ def lower_original(task: Task, config: SearchConfig, runtime: str, folder: Path)
     model = capture(task.model, task.example_inputs)
     model.plan = replace(model.plan, threads=config.threads, seed=config.seed, runtime=runtime)
     artifact = export(model, task.example_inputs, folder, runtime=runtime, threads=config.threads)
+    device = config.device
     return Candidate(
         name="the original",
+        predicted_ms=None
+        if device is None
+        else predicted_ms(device, model, task.example_inputs, computes_in(device), config.batch),
         n_params=count_parameters(model),
         macs=count_macs(model, task.example_inputs),
         path=artifact.path,
@@ -318,6 +323,9 @@ def _lowered(
     scores: Scores | None = None
     made: list[Candidate] = []
     try:
+        if config.device is not None:
+            ms = predicted_ms(config.device, model, task.example_inputs, dtype_of(trial.scheme), config.batch)
+            found = replace(found, predicted_ms=ms)
         if trial.scheme is not None:
             model = _quantized(task, model, trial.scheme)
     except LightenError as error:

@@ -19,7 +19,8 @@ from lighten.prune.calibration import input_statistics
 from lighten.prune.layers import WeightLayer, find_layers, is_depthwise
 from lighten.prune.patterns import parse_pattern
 from lighten.prune.refit import fitted_without
-from lighten.runtime.roofline import Layer
+from lighten.runtime.device import DeviceProfile
+from lighten.runtime.roofline import Layer, predict_seconds
 from lighten.search.allocate import Allocation, Term, allocate, total_cost
 from lighten.search.choices import (
     ChannelChoice,
@@ -192,6 +193,23 @@ def time_terms(
     if dense_ms > whole_ms:
         return [Term(term.choices, term.cost * whole_ms / dense_ms) for term in terms]
     return [*terms, Term((), np.array(whole_ms - dense_ms))]
+
+
+def device_terms(network: Network, family: str, device: DeviceProfile, dtype: str) -> list[Term]:
+    """Milliseconds on a device that is described, computing in dtype.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    terms = []
+    for shapes, (on, shares) in zip(network.shapes, _axes(network, choices_of(network, family)), strict=True):
+        table = np.zeros([len(axis) for axis in shares])
+        for shape in shapes:
+            found = [replace(timed.layer, dtype=dtype) for timed in exact(shape, shares[0], shares[1])]
+            ms = [1e3 * predict_seconds(layer, device) for layer in found]
+            table += np.array(ms).reshape(table.shape[:2])[..., None]
+        terms.append(_term(on, table))
+    return terms
 
 
 def weight_terms(network: Network, family: str, whole: float) -> list[Term]:
