@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lighten.errors import ConfigError, TaskError
+from lighten.graph.capture import capture
 from lighten.recover.distill import distillation_loss
 from lighten.recover.finetune import FineTuneConfig, Step, fine_tune, takes_channels_last
 from lighten.recover.optimizer import learning_rate
+from lighten.recover.precision import computed
 from lighten.tasks.samples import Samples
 
 PLAIN = FineTuneConfig(epochs=2, lr=0.1, warmup=0.0, weight_decay=0.0, batch_size=4)
@@ -271,6 +273,29 @@ def test_denormals_are_flushed_inside_and_as_before_outside(mode: bool) -> None:
         assert flushes() is mode
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_attention_is_not_computed_in_bfloat16(is_captured: bool) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return F.scaled_dot_product_attention(q, k, v)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 5, 8)
+    model: nn.Module = Attending()
+    wanted = F.scaled_dot_product_attention(
+        *(part.bfloat16().float() for part in F.linear(*(t.bfloat16() for t in (x, *model.parameters()))).chunk(3, -1))
+    )
+    if is_captured:
+        model = capture(model, (x,))
+    # Of the same rounded queries, keys and values: what bfloat16 itself would add is 2^-9.
+    torch.testing.assert_close(computed(model, (x,), True), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_for_products_alone() -> None:

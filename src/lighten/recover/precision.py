@@ -1,11 +1,18 @@
 """What makes a training step faster: products in bfloat16, and convolutions laid out channels last."""
 
+import contextlib
 import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+ATTENTION = {
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
 
 
 def bfloat16_pays(model: nn.Module) -> bool:
@@ -46,9 +53,26 @@ def computed(model: nn.Module, args: tuple[Any, ...], bfloat16: bool) -> Any:
     Losses are sums and logarithms, which bfloat16 is too coarse for.
     """
     device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+    attention = FloatAttention() if bfloat16 and device == "cpu" else contextlib.nullcontext()
+    with torch.autocast(device, torch.bfloat16, enabled=bfloat16), attention:
         outputs = model(*args)
     return pytree.tree_map_only(Tensor, _in_float32, outputs) if bfloat16 else outputs
+
+
+class FloatAttention(TorchFunctionMode):
+    """Within it, attention is computed in float32 whatever it is given, and returns float32.
+
+    On CPUs its backward pass takes 35 ms in bfloat16 and 4.7 in float32 (128 samples of 50 tokens, 4 heads of 24, two
+    cores of a Zen 4), which was more than all that the other products of a small ViT gain.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As torch calls it for every function and operator."""
+        if func not in ATTENTION:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = pytree.tree_map_only(Tensor, _in_float32, (args, kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*args, **kwargs)
 
 
 def _in_float32(tensor: Tensor) -> Tensor:
