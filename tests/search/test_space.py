@@ -244,10 +244,18 @@ def test_interpolation_goes_through_what_was_measured(monkeypatch: pytest.Monkey
         for j, b in enumerate(shares[1]):
             for k, density in enumerate(shares[2]):
                 assert table[i, j, k] == pytest.approx(law(Timed(shrunk(layer, a, b), density)))
-    assert len(grid(layer, *shares)) == 8
+    assert len(grid(layer, *shares)) == 18
     assert len(exact(layer, shares[0], shares[1])) == 8
     fixed = interpolated(times, layer, (1.0,), (1.0,), (1.0,))
     assert fixed.shape == (1, 1, 1)
+
+
+def test_interpolation_bends_where_a_layer_was_measured_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer(in_channels=64, out_channels=64)
+    times = LayerTimes("native", 1)
+    monkeypatch.setattr(times, "ms", lambda timed: max(timed.layer.out_channels, 32) / 32)  # a cliff at one half
+    (row,) = interpolated(times, layer, (1.0,), (1.0, 0.75, 0.5, 0.25, 0.125), (1.0,))[..., 0]
+    assert row.tolist() == pytest.approx([2.0, 1.5, 1.0, 1.0, 1.0])
 
 
 def test_shrunk_layers_stay_possible() -> None:

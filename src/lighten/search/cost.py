@@ -36,7 +36,7 @@ from lighten.runtime.series import Series
 VERSION = 2  # to be raised when the native engine takes another time for a layer
 # Where the native engine is timed. Between shares of channels, and beyond, times are lines in logarithms, since it has
 # no cliffs but the width of a vector; between densities they are lines, a fixed part and one that goes with the zeros.
-CHANNEL_GRID = (1.0, 0.5)
+CHANNEL_GRID = (1.0, 0.5, 0.125)
 DENSITIES = (1.0, 0.1)
 LEAST = 0.5  # of the time at the lowest density, which no fewer weights can get below by extrapolation
 BLOCK_ROWS = 4
@@ -160,13 +160,16 @@ def _axes(inputs: Sequence[float], outputs: Sequence[float], densities: Sequence
 def _along(
     known: NDArray[np.float64], axis: int, points: Sequence[float], values: Sequence[float]
 ) -> NDArray[np.float64]:
-    """A line in logarithms through two points of the axis, at values."""
+    """Lines in logarithms through neighbouring points of the axis, which fall, at values."""
     if len(points) == 1:
         return np.repeat(known, len(values), axis)
-    first, second = np.log(np.moveaxis(known, axis, 0))
-    place = (np.log(np.array(values)) - np.log(points[0])) / (np.log(points[1]) - np.log(points[0]))
-    lines = np.stack([first + (second - first) * p for p in place])
-    found: NDArray[np.float64] = np.exp(np.moveaxis(lines, 0, axis))
+    at, heights = np.log(points), np.log(np.moveaxis(known, axis, 0))
+    lines = []
+    for value in np.log(values):
+        i = min(int(np.sum(at[1:-1] > value)), len(points) - 2)
+        place = (value - at[i]) / (at[i + 1] - at[i])
+        lines.append(heights[i] + (heights[i + 1] - heights[i]) * place)
+    found: NDArray[np.float64] = np.exp(np.moveaxis(np.stack(lines), 0, axis))
     return found
 
 
