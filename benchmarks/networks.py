@@ -47,6 +47,12 @@ class CRNN(nn.Module):
         return logits
 
 
+def stacked(channels: int) -> nn.Sequential:
+    """Eight convolutions of 3 x 3 with as many channels on both sides, each normalized and followed by a ReLU."""
+    layers = [(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()) for _ in range(8)]
+    return nn.Sequential(*(module for layer in layers for module in layer))
+
+
 def mlp() -> nn.Sequential:
     """Logits [n, 10] of x [n, 784]."""
     return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))

@@ -38,7 +38,7 @@ from lighten.runtime.measure import LatencySample, inputs_file, measure_workers,
 from lighten.runtime.timed import Worker
 from lighten.runtime.torch_graph import load_graph
 from lighten.tasks.networks import ResNet20, SeedNet
-from networks import CRNN, minilm, mlp, mobilenet, mobilenetv2_imagenet, settle_, vit
+from networks import CRNN, minilm, mlp, mobilenet, mobilenetv2_imagenet, settle_, stacked, vit
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ NETWORKS = {
     "conv64": Network(lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
     "conv128": Network(lambda: nn.Conv2d(128, 128, 3, padding=1), (128, 14, 14)),
     "conv256": Network(lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
+    "conv64-of-8": Network(lambda: stacked(64), (64, 28, 28)),  # a layer as it is in a network
+    "conv128-of-8": Network(lambda: stacked(128), (128, 14, 14)),
+    "conv256-of-8": Network(lambda: stacked(256), (256, 14, 14)),
     "linear": Network(lambda: nn.Linear(4096, 4096), (4096,)),
     "seed": Network(SeedNet, (1, 32, 32)),
     "resnet20": Network(lambda: ResNet20(3), (3, 32, 32)),
