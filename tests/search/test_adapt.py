@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from lighten.errors import ConfigError
 from lighten.metric import Scores
 from lighten.plan import Plan
-from lighten.search import driver
+from lighten.search import adapt, driver
 from lighten.search.adapt import MOST_STEPS, Search, next_step
+from lighten.search.allocate import Term
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Driver, Progress
 from lighten.search.realize import Variant
-from lighten.search.space import look_at
+from lighten.search.space import Network, look_at
 from lighten.search.study import Study
 from lighten.search.workers import Workers
 from lighten.task import evaluate
@@ -188,6 +189,29 @@ def test_a_resumed_search_does_no_trial_twice(monkeypatch: pytest.MonkeyPatch, t
     )
     assert len(more) == 2
     assert [c.name for c in second.candidates[: len(first.candidates)]] == [c.name for c in first.candidates]
+
+
+@pytest.mark.parametrize("factor", [0.5, 20.0])
+def test_tables_that_are_timed_anew_change_nothing_of_a_search(
+    factor: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither points nor where there are none: with 20 times the cost most are out of reach, with half none is."""
+
+    def drop(variant: Variant) -> tuple[float, float]:
+        return sure(0.004 * (sum(variant.channels.values()) + sum(variant.zeros.values())))
+
+    config = SearchConfig(round_to=4)
+    first, made = searched(monkeypatch, tmp_path, drop, config)
+    weigh = adapt.weight_terms
+
+    def anew(network: Network, family: str, whole: float) -> list[Term]:
+        return [Term(term.choices, term.cost * factor) for term in weigh(network, family, whole)]
+
+    monkeypatch.setattr(adapt, "weight_terms", anew)
+    again, more = searched(monkeypatch, tmp_path, drop, config, resume=True)
+    assert len(made) > 4
+    assert more == []
+    assert [c.name for c in again.candidates] == [c.name for c in first.candidates]
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (-0.1,), (0.5, 0.25), (0.5, 0.5)])

@@ -7,10 +7,12 @@ never. Everything depends on drops and on predictions, never on the clock, so a 
 would have. These are courses (see driver): they ask for trials, and are sent whether they were good.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from lighten.errors import ConfigError
 from lighten.search.allocate import Allocation
@@ -139,12 +141,11 @@ class Search:
         """
         key = (made.family, step)
         if key not in self._points:
-            try:
-                picked = made.point(self.driver.cost * 2 ** (-step / 2)).picked
-            except ConfigError:
-                self._points[key] = None
-            else:
-                self._points[key] = made.at(self.driver.study.once(f"{made.family}-{step}", picked))
+            found: dict[str, Any] = {}  # where there is none, which is kept like any other
+            with contextlib.suppress(ConfigError):
+                found = asdict(made.point(self.driver.cost * 2 ** (-step / 2)))
+            found = self.driver.study.once(f"point {made.family}-{step}", found)
+            self._points[key] = Allocation(tuple(found["picked"]), found["harm"], found["cost"]) if found else None
         return self._points[key]
 
     def _variant(self, made: Space, point: Allocation, epochs: int) -> Variant:
