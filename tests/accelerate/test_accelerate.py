@@ -265,6 +265,8 @@ def test_a_native_engine_that_may_win_is_retuned(
     artifact = lighten.accelerate(TinyNet(), (X,), tmp_path / "out")
     notes = artifact.notes["accelerate"]
     assert (artifact.runtime, notes["winner"]) == ("native", "native retuned, 2 threads")
+    ways = [trial["way"] for trial in notes["trials"]]
+    assert [*dict.fromkeys(ways)][:5] == ["onnxruntime", "openvino", "native", "native retuned", "torch"]
     assert notes["blocks"]["products"] == 2
     assert [choice["place"] for choice in notes["blocks"]["changed"]] == [0]
     assert blocks(notes) == [

@@ -200,8 +200,7 @@ class _Search:
         """A look at everything. Compiling takes longest and is tried once, in the layout and on the threads that suit
         eager best."""
         quick = [c for draft in self.drafts if not draft.is_compiled for c in draft.candidates(self.counts)]
-        trials = self._look(quick)
-        trials += self._retuned(trials)
+        trials = self._with_retuned(self._look(quick))
         eager = [t for t in trials if not t.refused and self._by_path()[t.candidate.path].runtime == "torch"]
         if not eager:
             return trials
@@ -210,19 +209,21 @@ class _Search:
         alike = [draft for draft in self.drafts if draft.is_compiled and draft.options["layout"] == layout]
         return trials + self._look([c for draft in alike for c in draft.candidates([best.threads])])
 
-    def _retuned(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The native engine with the blocks that are the quickest here, where it may win and they are others."""
+    def _with_retuned(self, trials: list[Trial]) -> list[Trial]:
+        """trials, and after the native engine's those with the blocks that are the quickest here, where it may win and
+        they are others."""
         mine = [trial for trial in trials if self._by_path()[trial.candidate.path].runtime == "native"]
         best, own = (min((trial.median for trial in some), default=float("inf")) for some in (trials, mine))
         if own > HOPELESS * best or own == float("inf"):
-            return []
+            return trials
         self.tell("timing each layer of the native engine with blocks of every size")
         draft = self._by_path()[mine[0].candidate.path]
         retuned, self.choices = retuned_draft(draft, self.batch, self.scratch / "retuned")
         if retuned is None:
-            return []
+            return trials
         self.drafts = [*self.drafts, retuned]
-        return self._look(retuned.candidates(self.counts))
+        after = trials.index(mine[-1]) + 1
+        return [*trials[:after], *self._look(retuned.candidates(self.counts)), *trials[after:]]
 
     def _look(self, candidates: Sequence[Candidate]) -> list[Trial]:
         return look(
