@@ -17,7 +17,7 @@ import torch
 from sparse import NETWORKS, pruned_to
 
 import lighten
-from lighten.runtime.native import read_program
+from lighten.runtime.native import load_program
 from lighten.runtime.native.retune import choose_blocks
 from lighten.runtime.native.schedule import Target
 from networks import settle_
@@ -40,7 +40,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     pruned = pruned_to(model, x, zeros, pattern)
                     artifact = lighten.export(pruned, (x,), Path(scratch) / "out", runtime="native")
-                    program, stored = read_program(artifact.path)
+                    program, stored = load_program(artifact.path)
                 for vectors in args.vectors.split(","):
                     started = time.monotonic()
                     choices = choose_blocks(program, stored, 1, Target(*map(int, vectors.split("x"))))

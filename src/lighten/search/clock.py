@@ -20,7 +20,7 @@ from lighten.search.cost import layer_shapes
 from lighten.search.workers import Workers
 
 
-class Clock:
+class MeasuringClock:
     """Measures on workers' target. inputs: by name, of a call."""
 
     def __init__(self, workers: Workers, inputs: Mapping[str, Array], threads: int) -> None:
@@ -36,11 +36,8 @@ class Clock:
         return ratio_interval(before, after, seed=seed)
 
 
-class DescribedClock(Clock):
+class DescribedClock:
     """Reads what was predicted; nothing is measured."""
-
-    def __init__(self) -> None:
-        pass
 
     def times(self, candidates: Mapping[str, Candidate], processes: int = 5) -> dict[str, LatencySample]:
         """One number is the whole sample."""
@@ -51,6 +48,9 @@ class DescribedClock(Clock):
         """Without an interval: how far a prediction is off is not known."""
         value = before.median / after.median
         return Ratio(value, value, value)
+
+
+Clock = MeasuringClock | DescribedClock
 
 
 def dtype_of(scheme: str | None) -> str:

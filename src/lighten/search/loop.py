@@ -19,7 +19,7 @@ from lighten.runtime.folder import write_folder
 from lighten.search.adapt import Search
 from lighten.search.candidate import Candidate, compared
 from lighten.search.choose import Budget, choose, judgeable, nearest, objective, within
-from lighten.search.clock import Clock, DescribedClock, schemes_for
+from lighten.search.clock import Clock, DescribedClock, MeasuringClock, schemes_for
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Driver, OnProgress, Progress
 from lighten.search.outcome import (
@@ -195,7 +195,7 @@ class _Run:
         if not lowered:
             raise ArtifactError(f"No runtime can run the model: {self.unable}")
         inputs = representative_inputs(task, self.captured, config.batch)
-        self.clock = DescribedClock() if config.device else Clock(workers, inputs, config.threads)
+        self.clock: Clock = DescribedClock() if config.device else MeasuringClock(workers, inputs, config.threads)
         looks = self.clock.times(lowered, processes=2)
         self.whole_ms = {runtime: sample.median for runtime, sample in looks.items()}
         self._lowered = lowered

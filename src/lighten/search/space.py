@@ -4,7 +4,7 @@ Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (b
 "both" (fewer channels, and zeros in what is left).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,8 +185,7 @@ def time_terms(
             if runtime == "native":
                 alone = interpolated(times, shape, *shares)
             else:
-                found = [times.ms(timed) for timed in exact(shape, shares[0], shares[1])]
-                alone = np.array(found).reshape(table.shape[:2])[..., None]
+                alone = _at_every_option(shape, shares, times.ms)
             table += np.maximum(alone - call_ms, LEAST_SHARE * alone)
         terms.append(_term(on, table))
     dense_ms = total_cost(terms, [0] * len(choices))
@@ -201,13 +200,15 @@ def device_terms(network: Network, family: str, device: DeviceProfile, dtype: st
     Raises:
         ConfigError: it does not.
     """
+
+    def predicted(timed: Timed) -> float:
+        return 1e3 * predict_seconds(replace(timed.layer, dtype=dtype), device)
+
     terms = []
     for shapes, (on, shares) in zip(network.shapes, _axes(network, choices_of(network, family)), strict=True):
         table = np.zeros([len(axis) for axis in shares])
         for shape in shapes:
-            found = [replace(timed.layer, dtype=dtype) for timed in exact(shape, shares[0], shares[1])]
-            ms = [1e3 * predict_seconds(layer, device) for layer in found]
-            table += np.array(ms).reshape(table.shape[:2])[..., None]
+            table += _at_every_option(shape, shares, predicted)
         terms.append(_term(on, table))
     return terms
 
@@ -343,6 +344,13 @@ def _axes(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Shares]
         inputs, outputs, weights = ((1.0,) if i is None else tuple(1 - s for s in choices[i].options) for i in on)
         found.append((on, (inputs, outputs, weights)))
     return found
+
+
+def _at_every_option(shape: Layer, shares: Shares, ms: Callable[[Timed], float]) -> NDArray[np.float64]:
+    """[inputs, outputs, 1] milliseconds, of a runtime that computes zeros like any numbers."""
+    inputs, outputs, _ = shares
+    found = [ms(timed) for timed in exact(shape, inputs, outputs)]
+    return np.array(found).reshape(len(inputs), len(outputs), 1)
 
 
 def _term(on: On, table: NDArray[np.float64]) -> Term:

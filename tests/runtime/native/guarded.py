@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from lighten.errors import ArtifactError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
+from lighten.runtime.native import load_program
 from lighten.runtime.native.batch import Batched, engine_for, side_by_side
 from lighten.runtime.native.emit.blob import aligned
 from lighten.runtime.native.engine import Engine
@@ -125,8 +125,7 @@ def written(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], folder: Path)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     write_files, *_ = to_native(capture(model, inputs), inputs)
     write_files(folder)
-    program = Program.from_json((folder / "plan.json").read_bytes())
-    return program, read_stored(program, load_file(folder / "weights.safetensors"))
+    return load_program(folder)
 
 
 def damage_and_run(data: st.DataObject, plan: Program, arrays: Mapping[str, Array]) -> None:

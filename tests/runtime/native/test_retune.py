@@ -15,7 +15,7 @@ pytest.importorskip("llvmlite")
 
 import lighten
 from lighten.runtime.artifact import Artifact, write_artifact
-from lighten.runtime.native import read_program, retune
+from lighten.runtime.native import load_program, retune
 from lighten.runtime.native.packed import Packed, pack
 from lighten.runtime.native.program import BLOCKS, Conv
 from tests.runtime.native.guarded import random
@@ -92,7 +92,7 @@ def test_what_is_quickest_is_written_and_computes_the_same(artifact: Artifact, t
     choices, write_files = retune.retune(artifact, batch=1)
     about = {name: getattr(artifact, name) for name in ("runtime", "options", "inputs", "outputs", "plan", "notes")}
     again = write_artifact(tmp_path / "again", write_files=write_files, **about)
-    program, _ = read_program(again.path)
+    program, _ = load_program(again.path)
     products = {i: op for i, op in enumerate(program.ops) if isinstance(op, Conv)}
     assert [choice.best for choice in choices] == [2] * 4  # the shared convolution twice, the stride, the linear layer
     assert {choice.place for choice in choices} | {i for i, op in products.items() if op.block == 1} == {*products}
@@ -124,4 +124,4 @@ def test_of_a_model_in_parts_the_engines_are_retuned(tmp_path: Path, quickest: A
     (tmp_path / "files").mkdir()
     write_files(tmp_path / "files")
     assert {path.name for path in (tmp_path / "files").iterdir()} == {*artifact.files}
-    assert read_program(tmp_path / "files", "part1-")[0].ops[0].block == 2  # type: ignore[union-attr]
+    assert load_program(tmp_path / "files", "part1-")[0].ops[0].block == 2  # type: ignore[union-attr]

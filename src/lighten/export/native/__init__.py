@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.numpy import save_file
 from torch import fx
 
 from lighten.errors import CaptureError
@@ -17,9 +16,8 @@ from lighten.export.native.reader import LIKE, MOVES, Reader, RefusalError
 from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
-from lighten.runtime.native import PLAN, WEIGHTS
+from lighten.runtime.native import save_program
 from lighten.runtime.native.packed import FLOAT_BITS
-from lighten.runtime.native.stored import to_arrays
 from lighten.runtime.spec import TensorSpec
 
 aten = torch.ops.aten
@@ -75,8 +73,7 @@ def read_program(module: fx.GraphModule, bits: int = FLOAT_BITS) -> Write:
     program = reader.read()
 
     def write(folder: Path, prefix: str) -> None:
-        (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
-        save_file(to_arrays(program, reader.build.stored), folder / (prefix + WEIGHTS))
+        save_program(program, reader.build.stored, folder, prefix)
 
     return write
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lighten.errors import ArtifactError, require
 from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import Compiled, Description, only_options
 from lighten.runtime.native.parts import PARTS
 from lighten.runtime.native.program import Program
-from lighten.runtime.native.stored import Stored, read_stored
+from lighten.runtime.native.stored import Stored, read_stored, to_arrays
 from lighten.runtime.spec import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_engine(
     """
     from lighten.runtime.native.batch import engine_for
 
-    program, stored = read_program(folder, prefix)
+    program, stored = load_program(folder, prefix)
     try:
         tensors = program.tensors
         _must_match(folder, "inputs", inputs, [(t.rows * t.height * t.width) for t in program.inputs])
@@ -70,7 +70,7 @@ def load_engine(
     return engine_for(program, stored, shapes, threads=threads, lingers=lingers)
 
 
-def read_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:
+def load_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:
     """The program in folder and what it needs, checked. prefix: of the names of its files.
 
     Raises:
@@ -81,6 +81,12 @@ def read_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:
         return program, read_stored(program, load_file(folder / (prefix + WEIGHTS)))
     except (ArtifactError, OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(f"Cannot load the native program in '{folder}': {str(error).removesuffix('.')}.") from error
+
+
+def save_program(program: Program, stored: Stored, folder: Path, prefix: str = "") -> None:
+    """The inverse of load_program."""
+    (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
+    save_file(to_arrays(program, stored), folder / (prefix + WEIGHTS))
 
 
 def describe() -> Description:

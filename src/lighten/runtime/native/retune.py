@@ -6,6 +6,7 @@ weight changes, only which zeros are stored beside others.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from lighten.runtime.artifact import Artifact
-from lighten.runtime.native import PLAN, WEIGHTS, read_program
+from lighten.runtime.native import PLAN, WEIGHTS, load_program, save_program
 from lighten.runtime.native.batch import engine_for
 from lighten.runtime.native.depthwise import find_depthwise
 from lighten.runtime.native.packed import Packed
 from lighten.runtime.native.program import BLOCKS, Conv, Program
 from lighten.runtime.native.schedule import Target
-from lighten.runtime.native.stored import Stored, to_arrays
+from lighten.runtime.native.stored import Stored
 
 # Stored numbers over the fewest that any R stores. A number is cheapest in the largest blocks, whose loads serve all of
 # R: there it costs one multiplication, and at R = 1 up to two loads that cross a cache line each, so up to four.
@@ -56,17 +56,18 @@ def retune(artifact: Artifact, batch: int) -> tuple[list[Choice], Callable[[Path
     programs: dict[str, tuple[Program, Stored]] = {}
     choices: list[Choice] = []
     for prefix in [name.removesuffix(PLAN) for name in artifact.files if name.endswith(PLAN)]:
-        program, stored = read_program(artifact.path, prefix)
+        program, stored = load_program(artifact.path, prefix)
         found = choose_blocks(program, stored, batch)
-        programs[prefix] = in_blocks(program, stored, {choice.place: choice.best for choice in found})
+        changed = {choice.place: choice.best for choice in found if choice.best != choice.block}
+        programs[prefix] = in_blocks(program, stored, changed)
         choices += found
+    made_anew = {prefix + name for prefix in programs for name in (PLAN, WEIGHTS)}
 
     def write_files(folder: Path) -> None:
-        for name in artifact.files:
-            (folder / name).write_bytes((artifact.path / name).read_bytes())
+        for name in set(artifact.files) - made_anew:
+            shutil.copyfile(artifact.path / name, folder / name)
         for prefix, (program, stored) in programs.items():
-            (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
-            save_file(to_arrays(program, stored), folder / (prefix + WEIGHTS))
+            save_program(program, stored, folder, prefix)
 
     return choices, write_files
 
