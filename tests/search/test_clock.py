@@ -104,7 +104,10 @@ def test_compress_for_a_device_times_nothing_here(tmp_path: Path, unmeasured: No
     assert data["speedup_ci95"] == [data["speedup"]] * 2
     assert "predicted to be" in result.verdict
     assert "on raspberry-pi-5" in result.verdict
-    assert "raspberry-pi-5, predicted" in (result.path / "report.html").read_text()
+    page = (result.path / "report.html").read_text()
+    assert "raspberry-pi-5, predicted" in page
+    assert "predicted: how far it is off is not known" in page
+    assert "a call, predicted" in page
     assert lighten.load(result.path / "artifact").artifact.runtime == "onnxruntime"
 
 

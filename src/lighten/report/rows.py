@@ -77,6 +77,8 @@ def comparisons(result: Json) -> list[Comparison]:
     speed_note = "" if None in speed_ci else f"95 %: {words.times(speed_ci[0])} to {words.times(speed_ci[1])}"
     if speed_ci[0] is not None and speed_ci[0] < 1:  # times() turns a slow-down over, which an interval must not do
         speed_note = f"95 %: {words.plain(speed_ci[0])} to {words.plain(speed_ci[1])} of the speed"
+    if at(result, "device", "name") is not None:
+        speed_note = "predicted: how far it is off is not known"
     speed = words.change(speedup(result), "faster", "slower")
     p90 = words.ratio(at(before, "latency_ms", "p90"), at(after, "latency_ms", "p90"))
     drop = result.get("drop")
