@@ -16,8 +16,8 @@ from lighten.runtime.native.emit.matvec import matvec
 from lighten.runtime.native.emit.planes import copy, elements, embedding, gather, reduce_places
 from lighten.runtime.native.emit.product import product
 from lighten.runtime.native.emit.stages import Stages
-from lighten.runtime.native.emit.windows import LINES, Window, windows
-from lighten.runtime.native.layout import Layout, Place, Split, make_layout, reads
+from lighten.runtime.native.emit.windows import Window, lines_of, windows
+from lighten.runtime.native.layout import ALIGN, Layout, Place, Split, make_layout, reads
 from lighten.runtime.native.packed import Array, Packed
 from lighten.runtime.native.program import (
     Cat,
@@ -197,9 +197,15 @@ class Network(Stages):
     def _window_shape(self, op: Conv | Pool, out: Place) -> tuple[int, int, int, int]:
         """Lines of a block and lanes of a vector, which fit into out; how many blocks and vectors there are."""
         t = out.tensor
-        lines = min(LINES, t.height) if _window_of(op).is_unrolled else 1
+        n_blocks, lines = lines_of(_window_of(op), t.height, self.target.registers)
         lanes = min(self.target.lanes, 2 ** (t.width.bit_length() - 1))
-        return lines, lanes, -(-t.height // lines), -(-t.width // lanes)
+        # One vector of twice as many lanes reaches into the next line, which is written after it, and at last into
+        # what is left of the row. In another block that line may have been written before, by another thread.
+        is_wide = lanes < t.width < 2 * lanes <= self.target.lanes
+        room = -(-t.height * out.pitch // ALIGN) * ALIGN - (t.height - 1) * out.pitch
+        if is_wide and n_blocks == 1 and not out.clean and 2 * lanes <= room:
+            lanes *= 2
+        return lines, lanes, n_blocks, -(-t.width // lanes)
 
     def _lines(
         self,
@@ -217,7 +223,7 @@ class Network(Stages):
         kernel = windows(self.kernels, _window_of(op), lines=lines, lanes=lanes, act=act, residual=residual is not None)
         other = out if residual is None else residual
         tables = [start] * 2 if weight is None else [self._const(weight.value), self._const(weight.bias)]
-        last = (n_blocks, t.height - lines, n_vectors, t.width - lanes)
+        last = (n_blocks, t.height - lines, n_vectors, max(0, t.width - lanes))
         sizes = [size for place in (x, out, other) for size in (place.row_stride, place.pitch)]
         pointers = [start, self._at(out), self._at(other), *tables]
         self._call(kernel, [*pointers, *ends, *map(self._i, (*last, *sizes))])

@@ -7,9 +7,10 @@
         y[l] = act(acc[l] + residual[l])
 
 There is nothing to skip and each weight has a row to itself, so unlike in a product the loads are the limit: a vector
-that starts anywhere crosses a cache line and takes two. A block of 4 lines halves them, as windows overlap. A stride of
-2 along the columns takes every other number of two vectors; the product would need x written in phases before. The last
-vector and the last block end where y does: some places are made twice, and nothing outside of y is touched.
+that starts anywhere crosses a cache line and takes two. A block of 4 lines halves them, as windows overlap, and more
+lines save more, where registers hold them. A stride of 2 along the columns takes every other number of two vectors; the
+product would need x written in phases before. The last block ends where y does, and so does the last vector, where it
+is not the only one: some places are made twice. Only where a vector is wider than y is something written outside of it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from llvmlite import ir
 from lighten.runtime.native.emit.activation import activate
 from lighten.runtime.native.emit.code import F32, I32, I64, POINTER, Code, Kernels, Value, vector
 
-LINES = 4  # of a block
+LINES, MOST_LINES = 4, 8  # of a block: as many as 16 registers hold in a window of 3 x 3, and as pay with more
 UNROLLED = 25  # weights, which are kept in registers; with more the window is a loop, and blocks have one line
 
 
@@ -42,6 +43,15 @@ class Window:
     def is_unrolled(self) -> bool:
         """Whether its weights stay in registers."""
         return self.size <= UNROLLED
+
+
+def lines_of(window: Window, height: int, registers: int) -> tuple[int, int]:
+    """How many blocks the lines of y make, and how many lines each has: sums, weights and a line of x in registers."""
+    if not window.is_unrolled:
+        return height, 1
+    most = min(MOST_LINES, max(LINES, registers - window.size - window.kernel[1]))
+    n_blocks = -(-height // most)
+    return n_blocks, -(-height // n_blocks)
 
 
 def windows(kernels: Kernels, window: Window, *, lines: int, lanes: int, act: str, residual: bool) -> Value:
