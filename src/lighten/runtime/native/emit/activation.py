@@ -1,7 +1,7 @@
 """Activations on scalars and vectors, NaN in, NaN out.
 
 exp: Cephes' expf, S. Moshier, 1984–1992: 2^n · p(r), |r| <= ln 2 / 2, about 1e-7 relative. log: its logf, likewise.
-erf: Abramowitz and Stegun, 7.1.26: 1.5e-7 absolute.
+erf: x · p(x²) up to 3.8, from where on it is 1 to 8e-8: 2.6e-7 absolute. A division takes as long as ten of its steps.
 """
 
 import math
@@ -19,8 +19,14 @@ _SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2)
 _TINY = 2.0**-126  # the smallest normal number
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _ROUNDER = 1.5 * 2**23  # adding it leaves the nearest integer in the low bits
-_ERF_P = 0.3275911
-_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+_ERF_LAST = 3.8
+# In u = 2 (x / 3.8)² - 1, since powers of x² itself would cancel. Least squares in Chebyshev polynomials, with weights
+# that make the largest error of x · p least: 5e-8.
+_ERF = (
+    *(1.022086449e-3, -2.695759975e-3, 2.367277744e-3, -3.299467611e-3, 9.949520666e-3, -1.833327736e-2),
+    *(2.669302785e-2, -3.893965388e-2, 5.505656735e-2, -7.251550308e-2, 9.083271373e-2, -1.111855851e-1),
+    *(1.377395273e-1, -1.856412154e-1, 3.721076492e-1),
+)
 
 
 def activate(code: Code, x: Value, act: str) -> Value:
@@ -161,11 +167,10 @@ def _tanh(code: Code, x: Value) -> Value:
 
 
 def _erf(code: Code, x: Value) -> Value:
-    b, one = code.b, code.number(1.0, x)
-    size = code.intrinsic("fabs", x)
-    t = b.fdiv(one, code.fma(size, code.number(_ERF_P, x), one))
+    b = code.b
+    x = code.clamp(x, -_ERF_LAST, _ERF_LAST)
+    u = code.fma(b.fmul(x, code.number(2 / _ERF_LAST**2, x)), x, code.number(-1.0, x))
     p = code.number(_ERF[0], x)
     for coefficient in _ERF[1:]:
-        p = code.fma(p, t, code.number(coefficient, x))
-    tail = b.fmul(b.fmul(p, t), exp(code, _negative(code, b.fmul(size, size))))
-    return code.intrinsic("copysign", b.fsub(one, tail), x)
+        p = code.fma(p, u, code.number(coefficient, x))
+    return b.fmul(x, p)
