@@ -13,6 +13,7 @@ from lighten.export.native import attention, axes, operators, products, reductio
 from lighten.export.native.divide import MEASURED, HandOver, Write
 from lighten.export.native.mixed import to_parts
 from lighten.export.native.reader import LIKE, MOVES, Reader, RefusalError
+from lighten.export.native.unread import without_unread
 from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
@@ -70,10 +71,10 @@ def read_program(module: fx.GraphModule, bits: int = FLOAT_BITS) -> Write:
         RefusalError: an operator that the engine does not have.
     """
     reader = Reader(module, HANDLERS, bits)
-    program = reader.read()
+    program, stored = without_unread(reader.read(), reader.build.stored)
 
     def write(folder: Path, prefix: str) -> None:
-        save_program(program, reader.build.stored, folder, prefix)
+        save_program(program, stored, folder, prefix)
 
     return write
 
