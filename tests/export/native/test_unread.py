@@ -1,6 +1,7 @@
 """Places that nobody reads: left out, and the outputs are the same."""
 
 import math
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("llvmlite")
 
 from lighten.export.native.unread import without_unread
+from lighten.runtime.native import load_program, save_program
 from lighten.runtime.native.packed import pack
 from lighten.runtime.native.program import (
     Cat,
@@ -158,6 +160,11 @@ def test_any_program_gives_what_it_gave(data: st.DataObject, grid: tuple[int, in
     for threads in (1, 2):
         for one, other in zip(guarded_run(narrow, stored, [x], shapes, lanes, threads), wanted, strict=True):
             close(torch.from_numpy(one), torch.from_numpy(other))
+    with tempfile.TemporaryDirectory() as folder:  # an array that lies in another order in memory is the same in a file
+        save_program(narrow, stored, Path(folder))
+        read = load_program(Path(folder))
+    for one, other in zip(guarded_run(*read, [x], shapes, lanes, 1), wanted, strict=True):
+        close(torch.from_numpy(one), torch.from_numpy(other))
     again, _ = without_unread(narrow, stored)
     assert again.tensors == narrow.tensors
 

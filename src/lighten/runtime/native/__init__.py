@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -86,7 +87,9 @@ def load_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:
 def save_program(program: Program, stored: Stored, folder: Path, prefix: str = "") -> None:
     """The inverse of load_program."""
     (folder / (prefix + PLAN)).write_text(program.to_json(), encoding="utf-8")
-    save_file(to_arrays(program, stored), folder / (prefix + WEIGHTS))
+    # A format of C order, whose writer takes the memory of an array as it lies.
+    arrays = {name: np.ascontiguousarray(array) for name, array in to_arrays(program, stored).items()}
+    save_file(arrays, folder / (prefix + WEIGHTS))
 
 
 def describe() -> Description:
