@@ -21,6 +21,7 @@ from lighten.errors import ArtifactError, CaptureError, ConfigError
 from lighten.export.native import to_native
 from lighten.graph.capture import capture
 from lighten.runtime.native import depthwise as depthwise_layers
+from lighten.runtime.native.emit import network
 from lighten.runtime.native.packed import index_type, pack, read_packed
 from lighten.runtime.native.program import Conv, Elements, Pool, Program, Reduce
 from lighten.runtime.native.program import Tensor as Sizes
@@ -119,13 +120,14 @@ def test_a_wide_layer_made_some_rows_at_a_time_is_the_same(
     y = F.conv2d(x, wide, torch.ones(n), stride, kernel // 2).clamp(0, 6)
     wanted = F.conv2d(F.conv2d(y, own, torch.ones(n), 2, 1, groups=n).relu(), narrow, torch.ones(3))
     found = {}
-    for least in (0, 2**31):
+    for is_chained in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(depthwise_layers, "LEAST_CHAINED", least)
             patch.setattr(depthwise_layers, "CACHED", cached)
-            assert bool(depthwise_layers.find_chains(program, stored, {1: stored.weights["own"]})) == (least == 0)
-            found[least] = run(program, stored, x, tuple(wanted.shape[1:]), 8, (1, threads))
-    close(found[0], wanted)
+            assert depthwise_layers.find_chains(program, stored, {1: stored.weights["own"]})
+            if not is_chained:
+                patch.setattr(network, "find_chains", lambda *_: {})
+            found[is_chained] = run(program, stored, x, tuple(wanted.shape[1:]), 8, (1, threads))
+    close(found[True], wanted)
     assert torch.equal(*found.values())
 
 

@@ -3,7 +3,7 @@
 An inverted bottleneck widens its input before a depthwise convolution and narrows what that makes. The wide tensor of
 the first blocks is several times a core's cache, and writing and reading it takes longer than computing it. So a
 *chain* makes a few rows of it, has the depthwise convolution read them while they are in the cache, and puts the next
-rows in their place.
+rows in their place. Nor does a thread read rows that another has made, so small ones are chained as well.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from lighten.runtime.native.stored import Stored
 
 # Of a stride-1 window's weights: with fewer, a product without the zeros beats a window with them.
 LEAST_OF_WINDOW = 0.5
-CACHED = 2**15  # floats that stay in a core's cache until they are read, with what else passes through it
-LEAST_CHAINED = 2**16  # floats of a tensor: a smaller one stays in the cache as a whole
+CACHED = 2**13  # floats that stay in a core's nearest cache until they are read
+GROUPS = 8  # of rows at least, where there are so many blocks, so that threads have about as much to do
 
 
 def find_depthwise(program: Program, stored: Stored) -> dict[int, Packed]:
@@ -54,8 +54,8 @@ def find_chains(program: Program, stored: Stored, depthwise: Mapping[int, Packed
         places = sizes.height * sizes.width
         is_product = isinstance(op, Conv) and i not in depthwise and len(op.inputs) == 1
         is_read_once = after.inputs == (out,) and readers.count(out) == 1 and out not in program.outputs
-        if is_product and i + 1 in depthwise and is_read_once and sizes.rows * places >= LEAST_CHAINED:
+        if is_product and i + 1 in depthwise and is_read_once:
             assert isinstance(op, Conv)
             block = stored.weights[op.weight].block
-            chains[i] = block * max(1, CACHED // (block * places))
+            chains[i] = block * max(1, min(CACHED // places, sizes.rows // GROUPS) // block)
     return chains
