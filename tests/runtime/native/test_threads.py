@@ -187,16 +187,25 @@ def test_cuts_are_in_order_and_even_but_for_an_item(work: list[int], parts: int)
     assert max(loads) <= sum(work) / parts + max(work)
 
 
-@given(cuts=st.lists(st.integers(0, 70), min_size=1, max_size=9), block=st.sampled_from([1, 4, 8]))
-def test_tilings_cover_every_vector_once_and_by_its_part(cuts: list[int], block: int) -> None:
+@given(
+    cuts=st.lists(st.integers(0, 70), min_size=1, max_size=9),
+    block=st.sampled_from([1, 4, 8]),
+    lanes=st.sampled_from([8, 16]),
+    rest=st.integers(1, 16),
+)
+def test_tilings_cover_every_place_once_and_by_its_part(cuts: list[int], block: int, lanes: int, rest: int) -> None:
     cuts = [0, *sorted(cuts)]
-    owner = np.full(cuts[-1], -1)
-    for v, parts in tilings(cuts, block, Target(16, 32)).items():
+    n_columns = max(0, (cuts[-1] - 1) * lanes + min(rest, lanes))
+    owner = np.full(cuts[-1] * lanes, -1)
+    for kinds, parts in tilings(cuts, block, Target(lanes, 32), n_columns).items():
         for i, starts in enumerate(parts):
             for start in starts:
-                assert (owner[start : start + v] == -1).all()
-                owner[start : start + v] = i
-    np.testing.assert_array_equal(owner, np.repeat(np.arange(len(cuts) - 1), np.diff(cuts)))
+                covered = owner[start * lanes :][: sum(kinds)]
+                assert (covered == -1).all()
+                covered[:] = i
+    wanted = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts) * lanes)
+    np.testing.assert_array_equal(owner[:n_columns], wanted[:n_columns])
+    assert (owner[n_columns:] == -1).sum() == (8 if lanes == 16 and n_columns and rest <= 8 else 0)
 
 
 def test_a_barrier_is_where_threads_would_meet() -> None:
@@ -210,6 +219,17 @@ def test_a_barrier_is_where_threads_would_meet() -> None:
     assert not access({1}, {3}).needs_barrier(made)  # a second reader
     assert access({2}, {3}, True).needs_barrier(made)
     assert not access({2}, {3}, True).needs_barrier(access({1}, {2}, True))  # one thread, in order
+
+    def by_columns(reads: set[int], writes: set[int], far: set[int], columns: tuple[int, ...] = (0, 2, 4)) -> Access:
+        return Access(frozenset(reads), frozenset(writes), False, columns, frozenset(far))
+
+    first = by_columns({1}, {2}, {1})
+    assert not by_columns({2}, {3}, set()).needs_barrier(first)  # each part goes on with its columns
+    assert not by_columns({3}, {2}, set()).needs_barrier(first)
+    assert by_columns({2}, {3}, {2}).needs_barrier(first)  # reads those of others
+    assert by_columns({2}, {3}, set(), (0, 1, 4)).needs_barrier(first)  # has other columns
+    assert by_columns({3}, {1}, set()).needs_barrier(first)  # writes what others may still read
+    assert access({2}, {3}).needs_barrier(first)
 
 
 def test_helpers_that_do_not_linger_compute_the_same_and_do_not_spin_afterwards() -> None:

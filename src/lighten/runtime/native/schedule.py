@@ -27,21 +27,32 @@ class Target:
     barrier: int = 2048
 
 
+WIDE = 16  # lanes
+Lanes = tuple[int, ...]  # of each vector of a tile
 WAKE = 16  # barriers in the time that another thread takes to come
 
 
 @dataclass(frozen=True)
 class Access:
-    """What an operation reads and writes: buffers, by their origin. is_whole: one part of it is all of it."""
+    """What an operation reads and writes: buffers, by their origin. is_whole: one part of it is all of it.
+
+    columns: where it is cut by columns, where: these alone a part writes, and reads, but for what it reads `far`.
+    """
 
     reads: frozenset[int]
     writes: frozenset[int]
-    is_whole: bool
+    is_whole: bool = False
+    columns: tuple[int, ...] = ()
+    far: frozenset[int] = frozenset()
 
     def needs_barrier(self, earlier: "Access") -> bool:
         """Whether a thread may meet here what another did, or does, in an earlier operation."""
-        meets = self.reads & earlier.writes or self.writes & (earlier.reads | earlier.writes)
-        return bool(meets) and not (self.is_whole and earlier.is_whole)
+        if self.is_whole and earlier.is_whole:
+            return False
+        meets = self.reads & earlier.writes | self.writes & (earlier.reads | earlier.writes)
+        if self.columns and self.columns == earlier.columns:
+            meets &= self.far | earlier.far
+        return bool(meets)
 
 
 @dataclass(frozen=True)
@@ -76,19 +87,26 @@ def tile(n_columns: int, block: int, target: Target) -> Tiles:
     return Tiles(v, n_full, vectors - n_full * v)
 
 
-def tilings(cuts: Sequence[int], block: int, target: Target) -> dict[int, list[list[int]]]:
-    """The tiles of each part of the vectors of places, by their width: in which vectors they start.
+def tilings(cuts: Sequence[int], block: int, target: Target, n_columns: int) -> dict[Lanes, list[list[int]]]:
+    """The tiles of each part of the vectors of places, by the lanes of their vectors: in which vectors they start.
 
-    cuts: the first vector of each part, then the number of vectors.
+    cuts: the first vector of each part, then the number of vectors. n_columns: of places, up to the end of the last.
     """
-    found: dict[int, list[list[int]]] = {}
+    found: dict[Lanes, list[list[int]]] = {}
     for i, (low, high) in enumerate(itertools.pairwise(cuts)):
         tiles = tile((high - low) * target.lanes, block, target)
         starts = [low + tiles.v * k for k in range(tiles.n_full)]
         for v, part in ((tiles.v, starts), (tiles.v_last, [high - tiles.v_last])):
-            if v and part:
-                found.setdefault(v, [[] for _ in cuts[1:]])[i] += part
+            for start in part if v else []:
+                last = last_lanes(n_columns, target) if start + v == cuts[-1] else target.lanes
+                lanes = (*(target.lanes,) * (v - 1), last)
+                found.setdefault(lanes, [[] for _ in cuts[1:]])[i].append(start)
     return found
+
+
+def last_lanes(n_columns: int, target: Target) -> int:
+    """Lanes of the last vector: half of them where these hold what is left. Zen 4 computes 16 lanes in two steps."""
+    return WIDE // 2 if target.lanes == WIDE and 0 < n_columns % WIDE <= WIDE // 2 else target.lanes
 
 
 def cut(work: Array, parts: int) -> list[int]:

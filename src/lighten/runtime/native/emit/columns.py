@@ -11,7 +11,8 @@ from llvmlite import ir
 from lighten.runtime.native.emit.activation import exp
 from lighten.runtime.native.emit.code import F32, I64, POINTER, Code, Kernels, Value, vector
 from lighten.runtime.native.emit.planes import REDUCTIONS
-from lighten.runtime.native.emit.product import load_mask
+from lighten.runtime.native.emit.product import each_vector, load_mask, splats
+from lighten.runtime.native.schedule import Lanes
 
 Vectors = list[Value]
 
@@ -19,17 +20,17 @@ Vectors = list[Value]
 class _Tile:
     """V vectors of places from column `start` on, as loops over rows see them."""
 
-    def __init__(self, code: Code, mask: Value, start: Value, v: int, lanes: int, masked: bool) -> None:
-        self.code, self.start, self.v, self.lanes = code, start, v, lanes
-        columns = [code.b.add(start, code.const(j * lanes)) for j in range(v)]
-        self.keep = [load_mask(code, mask, column, lanes) for column in columns] if masked else None
+    def __init__(self, code: Code, mask: Value, start: Value, lanes: Lanes, masked: bool) -> None:
+        self.code, self.start, self.lanes, self.each = code, start, lanes, each_vector(lanes)
+        keep = [load_mask(code, mask, code.b.add(start, code.const(skip)), n) for skip, n in self.each if masked]
+        self.keep = keep if masked else None
 
-    def number(self, value: float) -> Value:
-        """value in every lane."""
-        return self.code.number(value, ir.Constant(vector(self.lanes), ir.Undefined))
+    def numbers(self, value: float) -> Vectors:
+        """value in every lane of each vector."""
+        return self.splats(F32(value))
 
-    def splat(self, scalar: Value) -> Value:
-        return self.code.splat(scalar, self.lanes)
+    def splats(self, scalar: Value) -> Vectors:
+        return splats(self.code, scalar, self.lanes)
 
     def fold(
         self, low: Value, high: Value, of: Value, stride: Value, first: float, step: Callable[..., Value]
@@ -40,24 +41,22 @@ class _Tile:
             xs = self.load(of, r, stride)
             return [step(r, j, each, x) for j, (each, x) in enumerate(zip(carried, xs, strict=True))]
 
-        return self.code.loop(low, high, body, [self.number(first)] * self.v)
+        return self.code.loop(low, high, body, self.numbers(first))
 
     def load(self, of: Value, row: Value, stride: Value) -> Vectors:
         at = self.code.at(of, self.code.b.mul(row, stride), self.start)
-        return [
-            self.code.load(self.code.at(at, self.code.const(j * self.lanes)), vector(self.lanes)) for j in range(self.v)
-        ]
+        return [self.code.load(self.code.at(at, self.code.const(skip)), vector(n)) for skip, n in self.each]
 
     def store(self, values: Vectors, to: Value, row: Value, stride: Value) -> None:
         """Margins become 0 where the tile is masked."""
         at = self.code.at(to, self.code.b.mul(row, stride), self.start)
         for j, value in enumerate(values):
             if self.keep is not None:
-                value = self.code.b.select(self.keep[j], value, self.number(0.0))
-            self.code.store(value, self.code.at(at, self.code.const(j * self.lanes)))
+                value = self.code.b.select(self.keep[j], value, self.code.number(0.0, value))
+            self.code.store(value, self.code.at(at, self.code.const(self.each[j][0])))
 
 
-def softmax(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
+def softmax(kernels: Kernels, *, lanes: Lanes, masked: bool) -> Value:
     """f(x, y, mask, column, groups, rows, x_stride, y_stride, first_tile, last_tile); rows: of a group."""
 
     def emit(code: Code, args: Sequence[Value]) -> None:
@@ -78,8 +77,8 @@ def softmax(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
                 tile.store(powers, y, r, y_stride)
                 return [b.fadd(total, each) for total, each in zip(sums, powers, strict=True)]
 
-            sums = code.loop(first, last, power, [tile.number(0.0)] * v)
-            parts = [b.fdiv(tile.number(1.0), total) for total in sums]
+            sums = code.loop(first, last, power, tile.numbers(0.0))
+            parts = [b.fdiv(code.number(1.0, total), total) for total in sums]
 
             def scale(r: Value, _: Vectors) -> Vectors:
                 ys = tile.load(y, r, y_stride)
@@ -89,7 +88,7 @@ def softmax(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
             code.loop(first, last, scale)
 
         def all_groups(t: Value, _: Vectors) -> Vectors:
-            tile = _Tile(code, mask, code.index(column, t), v, lanes, masked)
+            tile = _Tile(code, mask, code.index(column, t), lanes, masked)
 
             def one(g: Value, _: Vectors) -> Vectors:
                 group(g, tile)
@@ -100,10 +99,12 @@ def softmax(kernels: Kernels, *, v: int, lanes: int, masked: bool) -> Value:
 
         code.loop(low, high, all_groups)
 
-    return kernels.get(("softmax", v, lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
+    return kernels.get(
+        ("softmax", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit
+    )
 
 
-def reduce_rows(kernels: Kernels, *, how: str, v: int, lanes: int, masked: bool) -> Value:
+def reduce_rows(kernels: Kernels, *, how: str, lanes: Lanes, masked: bool) -> Value:
     """f(x, y, mask, column, groups, rows, x_stride, y_stride, first_tile, last_tile); rows: of a group."""
     first, step = REDUCTIONS[how]
 
@@ -112,13 +113,14 @@ def reduce_rows(kernels: Kernels, *, how: str, v: int, lanes: int, masked: bool)
         b = code.b
 
         def all_groups(t: Value, _: Vectors) -> Vectors:
-            tile = _Tile(code, mask, code.index(column, t), v, lanes, masked)
+            tile = _Tile(code, mask, code.index(column, t), lanes, masked)
 
             def group(g: Value, _: Vectors) -> Vectors:
                 start = b.mul(g, rows)
                 found = tile.fold(start, b.add(start, rows), x, x_stride, first, lambda r, j, s, x: step(code, s, x))
                 if how == "mean":
-                    found = [b.fdiv(each, tile.splat(b.sitofp(rows, F32))) for each in found]
+                    counts = tile.splats(b.sitofp(rows, F32))
+                    found = [b.fdiv(each, count) for each, count in zip(found, counts, strict=True)]
                 tile.store(found, y, g, y_stride)
                 return []
 
@@ -127,10 +129,12 @@ def reduce_rows(kernels: Kernels, *, how: str, v: int, lanes: int, masked: bool)
 
         code.loop(low, high, all_groups)
 
-    return kernels.get((how, "rows", v, lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
+    return kernels.get(
+        (how, "rows", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit
+    )
 
 
-def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool, centered: bool) -> Value:
+def norm(kernels: Kernels, *, lanes: Lanes, masked: bool, centered: bool) -> Value:
     """f(x, y, scale, shift, mask, column, eps, rows, x_stride, y_stride, scale_stride, shift_stride, first_tile,
     last_tile)."""
 
@@ -139,27 +143,27 @@ def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool, centered: bool) 
         b, zero = code.b, code.const(0)
 
         def all_rows(t: Value, _: Vectors) -> Vectors:
-            tile = _Tile(code, mask, code.index(column, t), v, lanes, masked)
-            share = tile.splat(b.fdiv(ir.Constant(F32, 1.0), b.sitofp(rows, F32)))
-            total = [tile.number(0.0)] * v
+            tile = _Tile(code, mask, code.index(column, t), lanes, masked)
+            shares = tile.splats(b.fdiv(ir.Constant(F32, 1.0), b.sitofp(rows, F32)))
+            total = tile.numbers(0.0)
             if centered:
                 total = tile.fold(zero, rows, x, x_stride, 0.0, lambda r, j, s, x: b.fadd(s, x))
-            mean = [b.fmul(each, share) for each in total]
+            mean = [b.fmul(each, share) for each, share in zip(total, shares, strict=True)]
 
             def square(r: Value, j: int, carried: Value, x: Value) -> Value:
                 distance = b.fsub(x, mean[j])
                 return code.fma(distance, distance, carried)
 
             squares = tile.fold(zero, rows, x, x_stride, 0.0, square)
-            variance = [code.fma(each, share, tile.splat(eps)) for each in squares]
-            factor = [b.fdiv(tile.number(1.0), code.intrinsic("sqrt", each)) for each in variance]
+            variance = [code.fma(*each) for each in zip(squares, shares, tile.splats(eps), strict=True)]
+            factor = [b.fdiv(code.number(1.0, each), code.intrinsic("sqrt", each)) for each in variance]
 
             def write(r: Value, _: Vectors) -> Vectors:
-                times = tile.splat(code.load(code.at(scale, b.mul(r, scale_stride))))
-                plus = tile.splat(code.load(code.at(shift, b.mul(r, shift_stride))))
+                times = tile.splats(code.load(code.at(scale, b.mul(r, scale_stride))))
+                plus = tile.splats(code.load(code.at(shift, b.mul(r, shift_stride))))
                 xs = tile.load(x, r, x_stride)
                 unit = [b.fmul(b.fsub(each, m), f) for each, m, f in zip(xs, mean, factor, strict=True)]
-                tile.store([code.fma(each, times, plus) for each in unit], y, r, y_stride)
+                tile.store([code.fma(*each) for each in zip(unit, times, plus, strict=True)], y, r, y_stride)
                 return []
 
             code.loop(zero, rows, write)
@@ -168,5 +172,5 @@ def norm(kernels: Kernels, *, v: int, lanes: int, masked: bool, centered: bool) 
         code.loop(low, high, all_rows)
 
     kinds = [POINTER] * 6 + [F32] + [I64] * 7
-    key = ("norm" if centered else "rms", v, lanes, *(["mask"] if masked else []))
+    key = ("norm" if centered else "rms", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else []))
     return kernels.get(key, kinds, emit)

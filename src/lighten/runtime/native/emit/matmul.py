@@ -6,11 +6,13 @@ The second operand's numbers are broadcast, as weights are there; nothing is pac
 from collections.abc import Sequence
 
 from lighten.runtime.native.emit.code import F32, I64, POINTER, Code, Kernels, Value, vector
-from lighten.runtime.native.emit.product import load_mask
+from lighten.runtime.native.emit.product import each_vector, load_mask, splats
+from lighten.runtime.native.schedule import Lanes
 
 
-def matmul(kernels: Kernels, *, r: int, v: int, lanes: int, masked: bool) -> Value:
-    """f(x, w, y, mask, column, scale, depth, blocks, x_row, x_group, w_row, w_step, w_group, y_row, y_group,
+def matmul(kernels: Kernels, *, r: int, lanes: Lanes, masked: bool) -> Value:
+    """The kernel, lanes being those of each vector of a tile:
+    f(x, w, y, mask, column, scale, depth, blocks, x_row, x_group, w_row, w_step, w_group, y_row, y_group,
     first_item, last_item, first_tile, last_tile).
 
     Item i is block i % blocks, of R rows, of group i // blocks; of it
@@ -24,7 +26,6 @@ def matmul(kernels: Kernels, *, r: int, v: int, lanes: int, masked: bool) -> Val
         )
         low, high, first_tile, last_tile = ends
         b, c = code.b, code.const
-        kind = vector(lanes)
 
         def item(i: Value, start: Value) -> list[Value]:
             group, row = b.udiv(i, blocks), b.mul(b.urem(i, blocks), c(r))
@@ -34,21 +35,21 @@ def matmul(kernels: Kernels, *, r: int, v: int, lanes: int, masked: bool) -> Val
 
             def term(k: Value, acc: list[Value]) -> list[Value]:
                 source = code.at(xs_at, b.mul(k, x_row))
-                xs = [code.load(code.at(source, c(j * lanes)), kind) for j in range(v)]
+                xs = [code.load(code.at(source, c(skip)), vector(n)) for skip, n in each_vector(lanes)]
                 weights = code.at(ws_at, b.mul(k, w_step))
-                ws = [code.splat(code.load(code.at(weights, b.mul(c(i), w_row))), lanes) for i in range(r)]
-                return [code.fma(ws[i], xs[j], acc[i * v + j]) for i in range(r) for j in range(v)]
+                firsts = [code.load(code.at(weights, b.mul(c(i), w_row))) for i in range(r)]
+                ws = [w for first in firsts for w in splats(code, first, lanes)]
+                return [code.fma(w, x, total) for w, x, total in zip(ws, xs * r, acc, strict=True)]
 
-            zero = code.splat(F32(0.0), lanes)
-            acc = code.loop(c(0), depth, term, [zero] * (r * v))
-            factor = code.splat(scale, lanes)
-            for j in range(v):
-                keep = load_mask(code, mask, b.add(start, c(j * lanes)), lanes) if masked else None
+            acc = code.loop(c(0), depth, term, splats(code, F32(0.0), lanes) * r)
+            factors = splats(code, scale, lanes)
+            for j, (skip, n) in enumerate(each_vector(lanes)):
+                keep = load_mask(code, mask, b.add(start, c(skip)), n) if masked else None
                 for k in range(r):
-                    total = b.fmul(acc[k * v + j], factor)
+                    total = b.fmul(acc[k * len(lanes) + j], factors[j])
                     if keep is not None:
                         total = b.select(keep, total, code.number(0.0, total))
-                    code.store(total, code.at(ys_at, b.mul(c(k), y_row), c(j * lanes)))
+                    code.store(total, code.at(ys_at, b.mul(c(k), y_row), c(skip)))
             return []
 
         def tile(t: Value, _: list[Value]) -> list[Value]:
@@ -59,4 +60,4 @@ def matmul(kernels: Kernels, *, r: int, v: int, lanes: int, masked: bool) -> Val
         code.loop(first_tile, last_tile, tile)
 
     kinds = [POINTER] * 5 + [F32] + [I64] * 13
-    return kernels.get(("matmul", r, v, lanes, *(["mask"] if masked else [])), kinds, emit)
+    return kernels.get(("matmul", r, len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), kinds, emit)

@@ -35,10 +35,10 @@ from lighten.runtime.native.program import (
     Reshape,
     Softmax,
 )
-from lighten.runtime.native.schedule import Target
+from lighten.runtime.native.schedule import Lanes, Target
 from lighten.runtime.native.stored import Stored
 
-NARROW = 3  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
+NARROW = 2  # vectors of places to a thread, of which there have to be so many for places to be shared, and not outputs
 HEIGHT = 4  # rows to a block of a product of activations
 EXP = 24  # operations in the time of a vector's exponential, and the rest of a softmax
 STORING = 4  # operations in the time that storing a vector takes, with all around it
@@ -132,7 +132,8 @@ class Network(Stages):
         if source.is_vector and out.is_vector:
             self._matvec(weight, offsets, source, out, residual, op.act)
         else:  # each weight serves many vectors: there is no memory to wait for
-            self._product(weight.floats, offsets, source, out, residual, op.act)
+            far = [] if reads(op, split) == [(0, 0, 0)] else [source]
+            self._product(weight.floats, offsets, source, out, residual, op.act, far)
 
     def _reading(self, op: Conv, x: Place, split: Split | None) -> tuple[Place, Array]:
         """What op reads in place of x, and how far from its output's place each stored weight does."""
@@ -143,15 +144,24 @@ class Network(Stages):
         return source, self._ints(channel * source.row_stride + at[tap])
 
     def _product(
-        self, weight: Packed, offsets: Array, source: Place, out: Place, residual: Place | None, act: str
+        self,
+        weight: Packed,
+        offsets: Array,
+        source: Place,
+        out: Place,
+        residual: Place | None,
+        act: str,
+        far: Sequence[Place],
     ) -> None:
+        """far: see _begin."""
         vectors, n_blocks = -(-out.columns // self.target.lanes), len(weight.ptr) - 1
-        work = self._work(weight, out)
-        by_blocks = vectors < NARROW * self.n_threads
-        reads = [source, residual] if residual else [source]
-        (cuts,) = self._begin(reads, out, work if by_blocks else np.full(vectors, work.sum() / vectors))
-        blocks = self._range(cuts) if by_blocks else [self._i(0), self._i(n_blocks)]
-        tiles = None if by_blocks else cuts
+        work, inputs = self._work(weight, out), [source, residual] if residual else [source]
+        if vectors < NARROW * self.n_threads:
+            (cuts,) = self._begin(inputs, out, work)
+            blocks, tiles = self._range(cuts), None
+        else:
+            (tiles,) = self._begin(inputs, out, np.full(vectors, work.sum() / vectors), far=far)
+            blocks = [self._i(0), self._i(n_blocks)]
         self._blocks(weight, offsets, source, out, self._at(out), residual, act, blocks, tiles)
 
     def _work(self, weight: Packed, out: Place) -> Array:
@@ -171,16 +181,15 @@ class Network(Stages):
         cuts: Sequence[int] | None,
     ) -> None:
         """Some blocks of a product. to: where row 0 of out would be. cuts: of the vectors; None = all are done."""
-        shape: dict[str, Any] = {"r": weight.block, "lanes": self.target.lanes, "act": act}
+        shape: dict[str, Any] = {"r": weight.block, "act": act}
         shape |= {"residual": residual is not None, "masked": self._is_masked(out)}
         other = out if residual is None else residual
-        for v, columns, counts in self._tiles(
-            cuts or [0, -(-out.columns // self.target.lanes)], weight.block, self.target
-        ):
+        cuts_or_all = cuts or [0, -(-out.columns // self.target.lanes)]
+        for lanes, columns, counts in self._tiles(out, cuts_or_all, weight.block, self.target):
             ends = self._range(counts) if cuts else [self._i(0), self._i(counts[-1])]
             pointers = [self._at(source), to, self._at(other), self._mask(out), columns]
             sizes = [self._i(out.row_stride), self._i(other.row_stride), *blocks, *ends]
-            self._call(product(self.kernels, v=v, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
+            self._call(product(self.kernels, lanes=lanes, **shape), [*pointers, *self._tables(weight, offsets), *sizes])
 
     def _windows(self, op: Conv | Pool, inputs: Sequence[Place], out: Place, weight: Packed | None) -> None:
         """weight: None = of a pool."""
@@ -282,38 +291,45 @@ class Network(Stages):
         (x, w), target = inputs, self._target_for(out)
         vectors, full = -(-out.columns // target.lanes), op.size // HEIGHT
         rests = op.size - full * HEIGHT
-        work = np.full(op.groups, vectors * (op.depth + STORING))
-        cuts = self._begin([x, w], out, np.repeat(work * HEIGHT, full), np.repeat(work, rests))
+        each = op.depth + STORING
+        if by_columns := vectors >= NARROW * self.n_threads:
+            (tiles,) = self._begin([x, w], out, np.full(vectors, op.groups * op.size * each), far=[w])
+            cuts = [[0, op.groups * full], [0, op.groups * rests]]
+        else:
+            work = np.full(op.groups, vectors * each)
+            cuts = self._begin([x, w], out, np.repeat(work * HEIGHT, full), np.repeat(work, rests))
+            tiles = [0, vectors]
         w_row, w_step = (w.row_stride, 1) if op.across else (1, w.row_stride)
         w_group = (op.size if op.across else op.depth) * w.row_stride
         y_group, x_group = op.size * out.row_stride, op.depth * x.row_stride
         starts = [op.starts[0] * x.row_stride, op.starts[1] * w.row_stride]
-        for r, blocks, done, each in ((HEIGHT, full, 0, cuts[0]), (1, rests, full * HEIGHT, cuts[1])):
+        for r, blocks, done, items in ((HEIGHT, full, 0, cuts[0]), (1, rests, full * HEIGHT, cuts[1])):
             if not blocks:
                 continue
-            items, scale = self._range(each), ir.Constant(F32, op.scale)
+            scale = ir.Constant(F32, op.scale)
+            rows = [self._i(0), self._i(items[-1])] if by_columns else self._range(items)
             sizes = (op.depth, blocks, x.row_stride, x_group, w_row, w_step, w_group, out.row_stride, y_group)
             bases = [
                 self._at(x, starts[0]),
                 self._at(w, starts[1] + done * w_row),
                 self._at(out, done * out.row_stride),
             ]
-            for v, columns, (_, n_tiles) in self._tiles([0, vectors], r, target):
-                kernel = matmul(self.kernels, r=r, v=v, lanes=target.lanes, masked=self._is_masked(out))
-                ends = [*items, self._i(0), self._i(n_tiles)]
+            for lanes, columns, counts in self._tiles(out, tiles, r, target):
+                kernel = matmul(self.kernels, r=r, lanes=lanes, masked=self._is_masked(out))
+                ends = [*rows, *(self._range(counts) if by_columns else [self._i(0), self._i(counts[-1])])]
                 self._call(kernel, [*bases, self._mask(out), columns, scale, *map(self._i, sizes), *ends])
 
     def _softmax(self, op: Softmax, x: Place, out: Place) -> None:
         sizes = (op.groups, out.tensor.rows // op.groups, x.row_stride, out.row_stride)
-        for v, columns, ends, target in self._by_columns([x], out, EXP):
-            kernel = softmax(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out))
+        for lanes, columns, ends in self._by_columns([x], out, EXP):
+            kernel = softmax(self.kernels, lanes=lanes, masked=self._is_masked(out))
             self._call(kernel, [self._at(x), self._at(out), self._mask(out), columns, *map(self._i, sizes), *ends])
 
     def _norm(self, op: Norm, inputs: Sequence[Place], out: Place) -> None:
         x, scale, shift = inputs
         sizes = (out.tensor.rows, x.row_stride, out.row_stride, scale.row_stride, shift.row_stride)
-        for v, columns, ends, target in self._by_columns(inputs, out, STORING):
-            kernel = norm(self.kernels, v=v, lanes=target.lanes, masked=self._is_masked(out), centered=op.centered)
+        for lanes, columns, ends in self._by_columns(inputs, out, STORING):
+            kernel = norm(self.kernels, lanes=lanes, masked=self._is_masked(out), centered=op.centered)
             pointers = [self._at(place) for place in (x, out, scale, shift)]
             eps = ir.Constant(F32, op.eps)
             self._call(kernel, [*pointers, self._mask(out), columns, eps, *map(self._i, sizes), *ends])
@@ -321,19 +337,17 @@ class Network(Stages):
     def _reduce_rows(self, op: Reduce, x: Place, out: Place) -> None:
         rows = x.tensor.rows // op.groups
         sizes = (op.groups, rows, x.row_stride, out.row_stride)
-        for v, columns, ends, target in self._by_columns([x], out, rows):
-            kernel = reduce_rows(self.kernels, how=op.how, v=v, lanes=target.lanes, masked=self._is_masked(out))
+        for lanes, columns, ends in self._by_columns([x], out, rows):
+            kernel = reduce_rows(self.kernels, how=op.how, lanes=lanes, masked=self._is_masked(out))
             self._call(kernel, [self._at(x), self._at(out), self._mask(out), columns, *map(self._i, sizes), *ends])
 
-    def _by_columns(
-        self, inputs: Sequence[Place], out: Place, cost: int
-    ) -> Iterator[tuple[int, Value, list[Value], Target]]:
-        """For each width of tiles: their first columns, and which of them a part has. cost: of a number's vector."""
+    def _by_columns(self, inputs: Sequence[Place], out: Place, cost: int) -> Iterator[tuple[Lanes, Value, list[Value]]]:
+        """For each kind of tiles: their first columns, and which of them a part has. cost: of a number's vector."""
         target = self._target_for(out)
         vectors = -(-out.columns // target.lanes)
-        (cuts,) = self._begin(inputs, out, np.full(vectors, cost * out.tensor.rows))
-        for v, columns, counts in self._tiles(cuts, 1, target):
-            yield v, columns, self._range(counts), target
+        (cuts,) = self._begin(inputs, out, np.full(vectors, cost * out.tensor.rows), far=inputs[1:])
+        for lanes, columns, counts in self._tiles(out, cuts, 1, target):
+            yield lanes, columns, self._range(counts)
 
     def _target_for(self, out: Place) -> Target:
         """One lane for a vector: what lies beside its place is the next row."""

@@ -16,7 +16,7 @@ from lighten.runtime.native.emit.code import I8, I64, VOID, Code, Kernels, Value
 from lighten.runtime.native.emit.team import PART
 from lighten.runtime.native.layout import Place
 from lighten.runtime.native.packed import Array
-from lighten.runtime.native.schedule import Access, Target, cut, tilings
+from lighten.runtime.native.schedule import Access, Lanes, Target, cut, tilings
 
 
 class Stages:
@@ -41,25 +41,41 @@ class Stages:
         self.accesses: list[Access] = []
 
     def _begin(
-        self, reads: Sequence[Place], out: Place | None, *work: Array, over: Place | None = None
+        self,
+        reads: Sequence[Place],
+        out: Place | None,
+        *work: Array,
+        over: Place | None = None,
+        far: Sequence[Place] | None = None,
     ) -> list[list[int]]:
         """Begin an operation, in a stage of its own where threads have to meet before it.
 
-        work: of each item, for one or several kernels. over: what every part overwrites for itself. Returns where to
-        cut the items of each.
+        work: of each item, for one or several kernels. over: what every part overwrites for itself. far: where items
+        are vectors of columns, what is read of other columns than are written. Returns where to cut the items of each.
         """
         total = float(sum(each.sum() for each in work))
         self.work += total
-        is_whole = self.n_threads == 1 or total < self.target.barrier
         writes = frozenset(place.origin for place in (out, over) if place is not None)
-        access = Access(frozenset(place.origin for place in reads), writes, is_whole)
-        if any(access.needs_barrier(earlier) for earlier in self.accesses):
+        inputs, others = (frozenset(place.origin for place in places) for places in (reads, far or ()))
+
+        def access(cuts: list[list[int]], is_whole: bool) -> Access:
+            return Access(inputs, writes, is_whole, () if far is None else tuple(cuts[0]), others)
+
+        def waits(access: Access) -> bool:
+            return any(access.needs_barrier(earlier) for earlier in self.accesses)
+
+        n = self.n_threads
+        cuts = [cut(each, n) for each in work]
+        chosen = access(cuts, n == 1)
+        # Little work is one thread's, but where it goes on with columns that a thread has.
+        if total < self.target.barrier and (far is None or len(work[0]) < n or waits(chosen)):
+            cuts = [[0] + [len(each)] * n for each in work]
+            chosen = access(cuts, is_whole=True)
+        if waits(chosen):
             self.code.b.ret_void()
             self._open_stage()
-        self.accesses.append(access)
-        if is_whole:
-            return [[0] + [len(each)] * self.n_threads for each in work]
-        return [cut(each, self.n_threads) for each in work]
+        self.accesses.append(chosen)
+        return cuts
 
     def _range(self, cuts: Sequence[int]) -> list[Value]:
         """The first item of part `first`, and that of part `last`."""
@@ -68,11 +84,13 @@ class Stages:
         table = self._const(self._keep(("cuts", *cuts), np.array(cuts, np.int64)))
         return [self.code.load(self.code.at(table, part, of=I64), I64) for part in (self.first, self.last)]
 
-    def _tiles(self, cuts: Sequence[int], block: int, target: Target) -> Iterator[tuple[int, Value, list[int]]]:
-        """For each width of tiles: their first columns, part after part, and how many there are before each part."""
-        for v, tiles in tilings(cuts, block, target).items():
+    def _tiles(
+        self, out: Place, cuts: Sequence[int], block: int, target: Target
+    ) -> Iterator[tuple[Lanes, Value, list[int]]]:
+        """For each kind of tiles: their first columns, part after part, and how many there are before each part."""
+        for lanes, tiles in tilings(cuts, block, target, out.columns).items():
             columns = np.array([start * target.lanes for part in tiles for start in part], np.int32)
-            yield v, self._const(columns), np.cumsum([0, *map(len, tiles)]).tolist()
+            yield lanes, self._const(columns), np.cumsum([0, *map(len, tiles)]).tolist()
 
     def _at(self, place: Place, skip: int = 0) -> Value:
         return self.code.at(self.data, self._i(place.origin + skip))
