@@ -32,7 +32,7 @@ from lighten.runtime.measure import measure_latency
 from lighten.search.allocate import Allocation
 from lighten.search.config import SearchConfig
 from lighten.search.realize import default_epochs, lower_original, realize, representative_inputs, scored
-from lighten.search.space import Network, Space, look_at, mac_terms, space, time_terms
+from lighten.search.space import Network, Space, corrected, look_at, mac_terms, smallest_ms, space, time_terms
 from lighten.search.workers import Workers, quiet
 from lighten.task import evaluate, load_task
 
@@ -100,6 +100,7 @@ def main() -> None:
         network = look_at(workers, config, quiet)
         terms = time_terms(network, "both", "native", whole, config.threads, quiet, workers)
         made = space(network, "both", terms, whole)
+        made = corrected(made, smallest_ms(made, config, workers))
         points = {
             "allocated": made.point(options.ms),
             "harm as measured": as_measured(made).point(options.ms),

@@ -10,41 +10,20 @@ the rank correlation (Spearman) and the quartiles of measured over predicted.
 import argparse
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from torch import nn
 
 from lighten.errors import ConfigError
-from lighten.export import export
 from lighten.graph.capture import capture
-from lighten.prune.gradual import prune_gradually
-from lighten.prune.layers import find_layers
-from lighten.quantize import quantize
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.measure import measure_latency
-from lighten.search.config import BLOCK, SearchConfig
-from lighten.search.realize import Variant, lower_original, representative_inputs
-from lighten.search.space import look_at, space, time_terms
+from lighten.search.config import SearchConfig
+from lighten.search.realize import lower_original, lower_untrained, representative_inputs
+from lighten.search.space import corrected, look_at, smallest_ms, space, time_terms
 from lighten.search.workers import Workers, quiet
-from lighten.task import Task, load_task
-
-
-def pruned(task: Task, variant: Variant) -> nn.Module:
-    """As the search prunes, by l2: time depends on how much goes, not on what."""
-    how: dict[str, Any] = {"scope": "layer", "importance": "l2"}
-    if any(variant.channels.values()):
-        model = prune_gradually(task, 0.0, overrides=dict(variant.channels), round_to=SearchConfig().round_to, **how)
-        task = replace(task, model=model)
-    if any(variant.zeros.values()):
-        names = [layer.name for layer in find_layers(capture(task.model, task.example_inputs))[0]]
-        kept = [name for name in names if not variant.zeros.get(name)]
-        how |= {"granularity": BLOCK, "schedule": "one-shot", "exclude": kept}
-        task = replace(task, model=prune_gradually(task, 0.0, overrides=dict(variant.zeros), **how))
-    return task.model
+from lighten.task import load_task
 
 
 def main() -> None:
@@ -53,6 +32,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--family", default="both", choices=("zeros", "both"))
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--uncorrected", action="store_true", help="without the time of the smallest network")
     options = parser.parse_args()
     task, config = load_task(options.task), SearchConfig(threads=usable_cores(), batch=options.batch)
     captured = capture(task.model, task.example_inputs)
@@ -65,18 +45,17 @@ def main() -> None:
         network = look_at(workers, config, quiet)
         terms = time_terms(network, options.family, "native", whole, config.threads, quiet, workers)
         made = space(network, options.family, terms, whole)
+        if not options.uncorrected:
+            made = corrected(made, smallest_ms(made, config, workers))
         predicted = {"the original": whole}
         for i, target in enumerate(np.geomspace(0.7, 1 / 30, options.points) * whole):
             try:
                 point = made.point(target)
             except ConfigError:
                 break
-            variant = made.variant(point, in_ms=True)
-            model = pruned(task, variant)
-            model = quantize(model, "w8", example_inputs=task.example_inputs)
+            variant = made.variant(point, in_ms=True, schemes=("w8",), runtimes=("native",))
             key = f"{i}: {variant.name}"
-            to = scratch / str(i)
-            paths[key] = export(model, task.example_inputs, to, runtime="native", threads=config.threads).path
+            paths[key] = lower_untrained(task, variant, config, scratch / str(i))
             predicted[key] = point.cost
         samples = measure_latency(paths, inputs, threads=config.threads, processes=3)
     for key in paths:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lighten.errors import TaskError
+from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import capture
 from lighten.graph.groups import find_groups
 from lighten.graph.labels import propagate
@@ -20,6 +21,8 @@ from lighten.prune import prune
 from lighten.prune.calibration import input_statistics
 from lighten.prune.layers import find_layers
 from lighten.prune.refit import fitted_without
+from lighten.runtime.measure import LatencySample
+from lighten.runtime.native import read_program
 from lighten.runtime.roofline import Layer
 from lighten.search import choices, cost
 from lighten.search.allocate import total_cost
@@ -28,7 +31,17 @@ from lighten.search.config import SearchConfig
 from lighten.search.cost import LayerTimes, Timed, exact, grid, interpolated, layer_shapes, shrunk
 from lighten.search.realize import Variant, ranked, recovered
 from lighten.search.sensitivity import divergence, lasting, measure_harms
-from lighten.search.space import Network, _samples, look_at, space, time_terms, weight_terms
+from lighten.search.space import (
+    Network,
+    _samples,
+    corrected,
+    look_at,
+    smallest,
+    smallest_ms,
+    space,
+    time_terms,
+    weight_terms,
+)
 from lighten.search.workers import Workers
 from lighten.task import as_args
 from tests.networks import NETWORKS
@@ -295,3 +308,40 @@ def test_lasting_harms_are_convex_and_grow_as_less_is_left(steps: list[tuple[flo
     slopes = np.diff(found) / np.diff(shares)
     assert (np.diff(slopes) >= -1e-6 * (1 + slopes[:-1])).all()
     assert lasting(found, shares.tolist()) == pytest.approx(found / (1 - shares))  # what is convex stays
+
+
+def test_costs_are_moved_so_that_the_smallest_network_costs_what_it_was_measured_at(network: Network) -> None:
+    made = space(network, "zeros", weight_terms(network, "zeros", 8.0), 8.0)
+    least, whole = smallest(made), [0] * len(made.choices)
+    moved = corrected(made, 3.0)
+    assert moved.at(least).cost == pytest.approx(3.0)
+    assert moved.at(whole).cost == pytest.approx(8.0)
+    between = [len(choice.options) // 2 for choice in made.choices]
+    share = (made.at(between).cost - made.at(least).cost) / (8.0 - made.at(least).cost)
+    assert moved.at(between).cost == pytest.approx(3.0 + 5.0 * share)
+    assert moved.point(5.0).cost <= 5.0 * (1 + 1e-9)
+    with pytest.raises(ConfigError, match="cannot be met"):
+        moved.point(2.9)
+    assert corrected(made, 9.0) is made
+
+
+@pytest.mark.parametrize("family", ["zeros", "both"])
+def test_the_smallest_network_is_timed_as_a_whole(
+    network: Network, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, looked = tiny_task(), dict[str, tuple[int, int]]()
+    made = space(network, family, weight_terms(network, family, 8.0), 8.0)
+
+    def latency(paths: dict[str, Path], *_: object, **__: object) -> dict[str, LatencySample]:
+        program, stored = read_program(paths["it"])
+        looked.update(
+            {name: (weight.value.size, int((weight.value != 0).sum())) for name, weight in stored.weights.items()}
+        )
+        assert len(program.inputs) == 1
+        return {"it": LatencySample(blocks_ms=((np.array([0.25]),),))}
+
+    workers = Workers(task)
+    monkeypatch.setattr(workers, "latency", latency)
+    assert smallest_ms(made, CONFIG, workers) == 0.25
+    dense = sum(task.model.get_parameter(layer.parameter).numel() for layer in network.layers)
+    assert sum(kept for _, kept in looked.values()) < 0.15 * dense

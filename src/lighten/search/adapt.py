@@ -22,7 +22,16 @@ from lighten.search.clock import dtype_of
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Begin, Course, Driver, Wanted
 from lighten.search.realize import Variant, default_epochs
-from lighten.search.space import Network, Space, device_terms, space, time_terms, weight_terms
+from lighten.search.space import (
+    Network,
+    Space,
+    corrected,
+    device_terms,
+    smallest_ms,
+    space,
+    time_terms,
+    weight_terms,
+)
 from lighten.search.study import Spec
 
 FIRST_STEP = 3
@@ -188,14 +197,15 @@ class Search:
             peaks = self.config.device.peak_macs_per_s
             dtype = max(map(dtype_of, self.config.schemes), key=lambda dtype: peaks[dtype].value)
             return space(network, family, device_terms(network, family, self.config.device, dtype), whole)
-        return space(
-            network,
-            family,
-            time_terms(
-                network, family, runtime, whole, self.config.threads, self.driver.part(0.0), self.driver.workers
-            ),
-            whole,
-        )
+        tell, workers = self.driver.part(0.0), self.driver.workers
+        terms = time_terms(network, family, runtime, whole, self.config.threads, tell, workers)
+        made = space(network, family, terms, whole)
+        if runtime != "native":  # timed at every option
+            return made
+        tell(0.9, "timing the smallest network there may be")
+        ms = smallest_ms(made, self.config, workers)
+        # As it was when the search began: which points there are must not depend on the moment.
+        return corrected(made, self.driver.study.once(f"{family}-smallest_ms", ms))
 
     def _is_hopeful(self, found: list[Candidate]) -> bool:
         """Whether any may be within the budget, as far as its interval says."""

@@ -244,12 +244,34 @@ def recovered(
         how: dict[str, Any] = {"importance": config.zero_importance, "schedule": SPARSITY_SCHEDULE}
         if recipe is None:
             how = {"importance": UNTRAINED_IMPORTANCE, "schedule": "one-shot"}
-        own = [layer.name for layer in find_layers(model)[0] if is_depthwise(model, layer)]
-        kept = [name for name in own if not variant.zeros.get(name)]  # the engine computes these with their zeros
-        how |= {"granularity": BLOCK, "checkpoints": checkpoints, "exclude": kept}
+        how |= {"granularity": BLOCK, "checkpoints": checkpoints, "exclude": _without_zeros(model, variant)}
         model = _pruned(task, model, variant.sparsity, variant.zeros, recipe, tell, **how)
     model.plan = replace(model.plan, seed=config.seed)
     return model
+
+
+def lower_untrained(task: Task, variant: Variant, config: SearchConfig, folder: Path) -> Path:
+    """variant on its first runtime for its time alone, which depends on how much goes and not on what.
+
+    Raises:
+        LightenError: it cannot be pruned or lowered.
+    """
+    model = capture(task.model, task.example_inputs)
+    how: dict[str, Any] = {"recipe": None, "tell": lambda share: None, "importance": "l2"}
+    if variant.has_fewer_channels:
+        model = _pruned(task, model, variant.ratio, variant.channels, round_to=config.round_to, **how)
+    if variant.has_zeros:
+        how |= {"granularity": BLOCK, "exclude": _without_zeros(model, variant)}
+        model = _pruned(task, model, variant.sparsity, variant.zeros, **how)
+    if (scheme := variant.schemes[0]) is not None:
+        model = _quantized(task, model, scheme)
+    return export(model, task.example_inputs, folder, runtime=variant.runtimes[0], threads=config.threads).path
+
+
+def _without_zeros(model: CapturedModule, variant: Variant) -> list[str]:
+    """Depthwise layers, which the native engine computes with their zeros, unless they are to have some."""
+    own = [layer.name for layer in find_layers(model)[0] if is_depthwise(model, layer)]
+    return [name for name in own if not variant.zeros.get(name)]
 
 
 def ranked(captured: CapturedModule, example_inputs: tuple[Any, ...], config: SearchConfig) -> Ranking:

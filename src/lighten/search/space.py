@@ -4,8 +4,10 @@ Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (b
 "both" (fewer channels, and zeros in what is left).
 """
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from lighten.search.choices import (
 )
 from lighten.search.config import BLOCK, SearchConfig
 from lighten.search.cost import Timed, exact, grid, interpolated, layer_shapes, layer_times
-from lighten.search.realize import N_SAMPLES, Variant
+from lighten.search.realize import N_SAMPLES, Variant, lower_untrained, representative_inputs
 from lighten.search.sanity import gives_logits
 from lighten.search.sensitivity import Harms, kept_on_disk, lasting, measure_harms
 from lighten.search.workers import Tell, Workers
@@ -192,6 +194,38 @@ def time_terms(
     if dense_ms > whole_ms:
         return [Term(term.choices, term.cost * whole_ms / dense_ms) for term in terms]
     return [*terms, Term((), np.array(whole_ms - dense_ms))]
+
+
+def smallest(made: Space) -> list[int]:
+    """Of every choice the last option: the point that costs least."""
+    return [len(choice.options) - 1 for choice in made.choices]
+
+
+def smallest_ms(made: Space, config: SearchConfig, workers: Workers) -> float:
+    """What the network of that point takes on the native engine where workers' target is, measured as a whole.
+
+    Raises:
+        LightenError: it cannot be pruned or lowered.
+    """
+    task = workers.task
+    variant = made.variant(made.at(smallest(made)), in_ms=True, schemes=config.sparse_schemes[:1], runtimes=("native",))
+    inputs = representative_inputs(task, capture(task.model, task.example_inputs), config.batch)
+    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
+        path = lower_untrained(task, variant, config, Path(scratch) / "smallest")
+        return workers.latency({"it": path}, inputs, threads=config.threads, processes=2)["it"].median
+
+
+def corrected(made: Space, ms: float) -> Space:
+    """made with its costs moved by a line, so that its smallest point costs ms, and the network as it is what it did.
+
+    Layers timed alone foretell which options are cheap, but not what stays of a network of almost nothing.
+    """
+    predicted = made.at(smallest(made)).cost
+    if not ms < made.whole or not predicted < made.whole:
+        return made  # nothing is faster, so there is no line
+    slope = (made.whole - ms) / (made.whole - predicted)
+    terms = (Term(term.choices, term.cost * slope) for term in made.terms)
+    return replace(made, terms=(*terms, Term((), np.array(made.whole * (1 - slope)))))
 
 
 def device_terms(network: Network, family: str, device: DeviceProfile, dtype: str) -> list[Term]:
