@@ -1,7 +1,7 @@
 """The front of a finished `lighten compress` beside hand-made pipelines of peers, on the same task and machine.
 
     lighten compress fashion-mnist --max-drop 0.01 --minimize latency --out OUT
-    python benchmarks/adaptive.py fashion-mnist OUT [--ratios 0.3,0.5,0.65] [--epochs 12] [--nncf] [--keep DIR]
+    python benchmarks/adaptive.py fashion-mnist OUT [OUT …] [--ratios 0.3,0.5,0.65] [--epochs 12] [--nncf] [--keep DIR]
 
 Peers: Torch-Pruning takes that share of the channels of every layer (magnitude of whole groups, its default importance,
 counts rounded to 8), the network is trained again for the same number of epochs as our long trainings, in the same
@@ -125,10 +125,21 @@ def _once(folder: Path, make: Callable[[Path], Path]) -> Path:
     return folder if folder.is_dir() else make(folder)
 
 
+def front(task: Task, out: Path, baseline: Scores) -> dict[str, Path]:
+    """The candidates of a search that drop little enough, by name. baseline: scores on selection data."""
+    limit = MAY_LOSE * json.loads((out / "result.json").read_text())["budget"]["max_drop"]
+    found = Study(out.with_name(out.name + ".search"), {"task": task.name}, resume=True)
+    return {
+        c.name: c.path
+        for c in found.all_finished(task.metric, baseline)
+        if c.path is not None and c.drop is not None and c.drop.value <= limit
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
-    parser.add_argument("out", type=Path, help="what compress wrote; OUT.search is read too")
+    parser.add_argument("out", type=Path, nargs="+", help="what compress wrote; OUT.search is read")
     parser.add_argument("--ratios", default="0.3,0.5,0.65")
     parser.add_argument("--epochs", type=int, help="of each peer's training; default: those of our long ones")
     parser.add_argument("--nncf", action="store_true")
@@ -136,7 +147,6 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where the peers' artifacts are kept; default: nowhere")
     options = parser.parse_args()
     task = load_task(options.task)
-    result = json.loads((options.out / "result.json").read_text())
     captured = capture(task.model, task.example_inputs)
 
     def on_holdout(folder: Path) -> Scores:
@@ -148,14 +158,8 @@ def main() -> None:
         ratios = [float(x) for x in options.ratios.split(",") if x]
         original = export(task.model, task.example_inputs, Path(scratch) / "original", threads=usable_cores())
         base = on_holdout(original.path)
-        limit = MAY_LOSE * result["budget"]["max_drop"]
-        study = Study(options.out.with_name(options.out.name + ".search"), {"task": task.name}, resume=True)
         selection = evaluate(task.model, task.selection, task.metric, task.batch_size)
-        ours = {
-            c.name: c.path
-            for c in study.all_finished(task.metric, selection)
-            if c.path is not None and c.drop is not None and c.drop.value <= limit
-        }
+        ours = {name: path for out in options.out for name, path in front(task, out, selection).items()}
         theirs = peers(task, ratios, epochs, options.nncf, options.keep or Path(scratch) / "peers")
         paths = {"the original": original.path, **ours, **{name: path for name, (path, _) in theirs.items()}}
         samples = measure_latency(
