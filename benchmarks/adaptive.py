@@ -126,9 +126,16 @@ def _once(folder: Path, make: Callable[[Path], Path]) -> Path:
 
 
 def front(task: Task, out: Path, baseline: Scores) -> dict[str, Path]:
-    """The candidates of a search that drop little enough, by name. baseline: scores on selection data."""
+    """The candidates of a search that drop little enough, by name, or what a plan gave that was done again.
+
+    baseline: scores on selection data.
+    """
     limit = MAY_LOSE * json.loads((out / "result.json").read_text())["budget"]["max_drop"]
-    found = Study(out.with_name(out.name + ".search"), {"task": task.name}, resume=True)
+    folder = out.with_name(out.name + ".search")
+    if not folder.is_dir():
+        artifact = read_artifact(out / "artifact")
+        return {f"{out.name}, {artifact.plan.epochs} epochs": artifact.path}
+    found = Study(folder, {"task": task.name}, resume=True)
     return {
         c.name: c.path
         for c in found.all_finished(task.metric, baseline)
@@ -139,7 +146,7 @@ def front(task: Task, out: Path, baseline: Scores) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
-    parser.add_argument("out", type=Path, nargs="+", help="what compress wrote; OUT.search is read")
+    parser.add_argument("out", type=Path, nargs="+", help="what compress wrote; OUT.search is read where it is")
     parser.add_argument("--ratios", default="0.3,0.5,0.65")
     parser.add_argument("--epochs", type=int, help="of each peer's training; default: those of our long ones")
     parser.add_argument("--nncf", action="store_true")
