@@ -99,9 +99,7 @@ def softmax(kernels: Kernels, *, lanes: Lanes, masked: bool) -> Value:
 
         code.loop(low, high, all_groups)
 
-    return kernels.get(
-        ("softmax", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit
-    )
+    return kernels.get(("softmax", *lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
 
 
 def reduce_rows(kernels: Kernels, *, how: str, lanes: Lanes, masked: bool) -> Value:
@@ -129,9 +127,7 @@ def reduce_rows(kernels: Kernels, *, how: str, lanes: Lanes, masked: bool) -> Va
 
         code.loop(low, high, all_groups)
 
-    return kernels.get(
-        (how, "rows", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit
-    )
+    return kernels.get((how, "rows", *lanes, *(["mask"] if masked else [])), [POINTER] * 4 + [I64] * 6, emit)
 
 
 def norm(kernels: Kernels, *, lanes: Lanes, masked: bool, centered: bool) -> Value:
@@ -172,5 +168,5 @@ def norm(kernels: Kernels, *, lanes: Lanes, masked: bool, centered: bool) -> Val
         code.loop(low, high, all_rows)
 
     kinds = [POINTER] * 6 + [F32] + [I64] * 7
-    key = ("norm" if centered else "rms", len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else []))
+    key = ("norm" if centered else "rms", *lanes, *(["mask"] if masked else []))
     return kernels.get(key, kinds, emit)

@@ -11,11 +11,10 @@ from lighten.runtime.native.schedule import Lanes
 
 
 def matmul(kernels: Kernels, *, r: int, lanes: Lanes, masked: bool) -> Value:
-    """The kernel, lanes being those of each vector of a tile:
-    f(x, w, y, mask, column, scale, depth, blocks, x_row, x_group, w_row, w_step, w_group, y_row, y_group,
+    """f(x, w, y, mask, column, scale, depth, blocks, x_row, x_group, w_row, w_step, w_group, y_row, y_group,
     first_item, last_item, first_tile, last_tile).
 
-    Item i is block i % blocks, of R rows, of group i // blocks; of it
+    lanes: of each vector of a tile. Item i is block i % blocks, of R rows, of group i // blocks; of it
 
         y[r][v] = scale · sum over k in [0, depth)   w[r · w_row + k · w_step] · x[k · x_row + v]
     """
@@ -60,4 +59,4 @@ def matmul(kernels: Kernels, *, r: int, lanes: Lanes, masked: bool) -> Value:
         code.loop(first_tile, last_tile, tile)
 
     kinds = [POINTER] * 5 + [F32] + [I64] * 13
-    return kernels.get(("matmul", r, len(lanes), *dict.fromkeys(lanes), *(["mask"] if masked else [])), kinds, emit)
+    return kernels.get(("matmul", r, *lanes, *(["mask"] if masked else [])), kinds, emit)

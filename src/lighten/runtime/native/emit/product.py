@@ -22,11 +22,10 @@ ARGUMENTS = [POINTER] * 9 + [I64] * 6
 
 
 def product(kernels: Kernels, *, r: int, lanes: Lanes, act: str, residual: bool, masked: bool) -> Value:
-    """The kernel of that shape, lanes being those of each vector of a tile:
-    f(x, y, residual, mask, column, ptr, offset, value, bias, y_stride,
+    """The kernel of that shape: f(x, y, residual, mask, column, ptr, offset, value, bias, y_stride,
     residual_stride, first_block, last_block, first_tile, last_tile).
 
-    column: int32, the first of each tile.
+    lanes: of each vector of a tile. column: int32, the first of each tile.
     """
 
     def emit(code: Code, args: Sequence[Value]) -> None:
@@ -67,15 +66,7 @@ def product(kernels: Kernels, *, r: int, lanes: Lanes, act: str, residual: bool,
 
         code.loop(tile_low, tile_high, tile)
 
-    key = (
-        "product",
-        r,
-        len(lanes),
-        *dict.fromkeys(lanes),
-        act,
-        *(["add"] if residual else []),
-        *(["mask"] if masked else []),
-    )
+    key = ("product", r, *lanes, act, *(["add"] if residual else []), *(["mask"] if masked else []))
     return kernels.get(key, ARGUMENTS, emit)
 
 
