@@ -22,7 +22,7 @@ from lighten.prune.calibration import input_statistics
 from lighten.prune.layers import find_layers
 from lighten.prune.refit import fitted_without
 from lighten.runtime.measure import LatencySample
-from lighten.runtime.native import read_program
+from lighten.runtime.native import load_program
 from lighten.runtime.roofline import Layer
 from lighten.search import choices, cost
 from lighten.search.allocate import total_cost
@@ -333,7 +333,7 @@ def test_the_smallest_network_is_timed_as_a_whole(
     made = space(network, family, weight_terms(network, family, 8.0), 8.0)
 
     def latency(paths: dict[str, Path], *_: object, **__: object) -> dict[str, LatencySample]:
-        program, stored = read_program(paths["it"])
+        program, stored = load_program(paths["it"])
         looked.update(
             {name: (weight.value.size, int((weight.value != 0).sum())) for name, weight in stored.weights.items()}
         )
