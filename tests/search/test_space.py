@@ -196,6 +196,7 @@ def test_the_weights_of_a_point_are_those_that_pruning_leaves(name: str, within:
     network = Network(
         layers=tuple(layers),
         shapes=tuple(map(tuple, layer_shapes(captured, layers, inputs, 1))),
+        native=(),
         around=tuple(_around(labels, layer, find_groups(labels)) for layer in layers),
         choices=tuple(choices),
         harms={choice.key: np.arange(len(choice.options), dtype=float) for choice in choices},

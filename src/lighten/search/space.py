@@ -4,6 +4,7 @@ Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (b
 "both" (fewer channels, and zeros in what is left).
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lighten.errors import CaptureError
+from lighten.export.native import shares_made
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
 from lighten.graph.labels import Labels, propagate
@@ -50,10 +53,14 @@ FAMILIES = ("channels", "zeros", "both")
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What all families of one task share. layers: that may have zeros are those in choices; shapes: of all layers."""
+    """What all families of one task share. layers: that may have zeros are those in choices.
+
+    shapes: of all layers. native: as the native engine computes them, which leaves out places that nobody reads.
+    """
 
     layers: tuple[WeightLayer, ...]
     shapes: tuple[tuple[Layer, ...], ...]
+    native: tuple[tuple[Layer, ...], ...]
     around: tuple[tuple[str | None, str | None], ...]
     choices: tuple[Choice, ...]
     harms: Harms
@@ -136,6 +143,7 @@ def look_at(
     return Network(
         layers=seen.layers,
         shapes=tuple(tuple(of_layer) for of_layer in shapes),
+        native=_natively(seen, task.example_inputs, shapes),
         around=tuple(_around(seen.labels, layer, seen.groups) for layer in seen.layers),
         choices=seen.choices,
         harms=_harms(workers, config, kinds, seen, tell),
@@ -173,7 +181,8 @@ def time_terms(
     choices = choices_of(network, family)
     axes = _axes(network, choices)
     wanted = [Timed(ONE)]
-    for shapes, (_, shares) in zip(network.shapes, axes, strict=True):
+    of_layers = network.native if runtime == "native" else network.shapes
+    for shapes, (_, shares) in zip(of_layers, axes, strict=True):
         for shape in dict.fromkeys(shapes):
             wanted += grid(shape, *shares) if runtime == "native" else exact(shape, shares[0], shares[1])
     times = workers.at_target(layer_times, runtime, threads, wanted, tell=tell)
@@ -181,7 +190,7 @@ def time_terms(
     # it, ResNet-20's 0.27, 0.21 and 0.18 ms at fewer channels were foretold as 0.25, 0.19, 0.16, else 0.23, 0.16, 0.12.
     call_ms = times.ms(Timed(ONE)) if runtime == "native" else 0.0
     terms = []
-    for shapes, (on, shares) in zip(network.shapes, axes, strict=True):
+    for shapes, (on, shares) in zip(of_layers, axes, strict=True):
         table = np.zeros([len(axis) for axis in shares])
         for shape in shapes:
             if runtime == "native":
@@ -299,6 +308,20 @@ def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
     choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
     choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
     return _Seen(captured, labels, groups, tuple(layers), tuple(choices), by)
+
+
+def _natively(
+    seen: _Seen, example_inputs: tuple[Any, ...], shapes: Sequence[Sequence[Layer]]
+) -> tuple[tuple[Layer, ...], ...]:
+    """shapes with as many rows of a linear layer as the native engine makes; as they are where it lacks an operator."""
+    made: Mapping[str, float] = {}
+    with contextlib.suppress(CaptureError):
+        made = shares_made(seen.captured, example_inputs)
+    rows = [made.get(layer.parameter, 1.0) for layer in seen.layers]
+    return tuple(
+        tuple(replace(s, batch=max(1, round(s.batch * share))) if s.size == (1, 1) else s for s in of_layer)
+        for of_layer, share in zip(shapes, rows, strict=True)
+    )
 
 
 def _harms(workers: Workers, config: SearchConfig, kinds: Sequence[str], seen: _Seen, tell: Tell) -> Harms:

@@ -212,6 +212,9 @@ def product(
         reader.fused.add(last)
         last, op = user, replace(op, act=act)
     reader.values[last] = made(reader, op, order, batch)
+    for read in node.all_input_nodes:
+        if read.op == "get_attr":
+            reader.products.setdefault(str(read.target), []).append(len(build.sizes) - 1)
 
 
 def added(reader: Reader, node: fx.Node, user: fx.Node, order: Tensor, batch: Batch) -> Tensor | None:
