@@ -164,6 +164,20 @@ def test_the_adaptive_search_finds_each_familys_bound_then_trains_long(
     assert search.n_asked == len(made) == search.study.n_finished
 
 
+def test_what_no_short_training_can_do_is_trained_long_from_where_its_parts_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def drop(variant: Variant) -> tuple[float, float]:
+        if variant.name.startswith("channels and zeros"):
+            return sure(0.0 if variant.epochs > 20 else 0.02)
+        return sure(0.02 if variant.channels or variant.epochs > 20 else 0.006 * sum(variant.zeros.values()))
+
+    _, made = searched(monkeypatch, tmp_path, drop, SearchConfig(round_to=4))
+    of_both = [name.split(", ") for name in made if name.startswith("channels and zeros")]
+    assert [epochs for *_, epochs in of_both] == ["20 epochs", "80 epochs", "80 epochs", "80 epochs"]
+    assert of_both[0][0] == of_both[1][0]  # the step that the short one could not do
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_four_workers_find_what_one_does(seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def drop(variant: Variant) -> tuple[float, float]:

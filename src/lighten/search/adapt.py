@@ -118,7 +118,7 @@ class Search:
                 continue
             spec = Spec(made.family, step, self.short)
             outcomes[step] = yield Wanted(spec, self._variant(made, point, self.short), self._has_passed)
-        return _Bound(made, points, outcomes)
+        return _Bound(made, points, outcomes, least)
 
     def _train_long(self, bounds: Mapping[str, "_Bound"], epochs: int) -> Course[None]:
         """The furthest steps again, with more epochs, the cheapest first, as long as they may win.
@@ -220,16 +220,20 @@ class Search:
 
 @dataclass(frozen=True)
 class _Bound:
-    """How far a family goes. points: of the steps looked at. outcomes: whether they were within the budget."""
+    """How far a family goes. points: of the steps looked at. outcomes: whether they were within the budget.
+
+    least: how far it goes in any case, as families go that are part of it.
+    """
 
     space: Space
     points: Mapping[int, Allocation]
     outcomes: Mapping[int, bool]
+    least: int = 0
 
     @property
     def passed(self) -> int:
         """The furthest step within the budget, 0 where none is."""
-        return max((step for step, good in self.outcomes.items() if good), default=0)
+        return max((step for step, good in self.outcomes.items() if good), default=self.least)
 
     @property
     def reachable(self) -> range:
