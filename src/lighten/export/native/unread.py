@@ -49,8 +49,7 @@ def _by_place(op: Op, tensors: Sequence[Sizes]) -> list[int]:
     """Which of op's inputs it reads at the place that it makes, and nowhere else."""
     match op:
         case Conv():
-            is_plain = (op.kernel, op.stride, op.padding) == ((1, 1), (1, 1), (0, 0))
-            return [*range(len(op.inputs))] if is_plain else []
+            return [*range(len(op.inputs))] if op.is_pointwise else []
         case Elements():
             most = max(_places(tensors[at]) for at in op.inputs)
             return [k for k, at in enumerate(op.inputs) if _places(tensors[at]) == most]

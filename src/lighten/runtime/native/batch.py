@@ -61,8 +61,7 @@ def _is_by_place(op: Op, are_constant: Sequence[bool]) -> bool:
     """Whether each place of what op makes is of the same place of its inputs, or of constants."""
     match op:
         case Conv():
-            is_plain = (op.kernel, op.stride, op.padding) == ((1, 1), (1, 1), (0, 0))
-            return is_plain and not any(are_constant)
+            return op.is_pointwise and not any(are_constant)
         case Reduce():
             return op.groups > 0 and not any(are_constant)
         case Softmax() | Cat() | Reshape():

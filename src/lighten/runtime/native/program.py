@@ -66,6 +66,11 @@ class Conv:
     act: str = "none"
     bits: int = FLOAT_BITS
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each place of y is of the same place of x."""
+        return (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
