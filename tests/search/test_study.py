@@ -68,8 +68,8 @@ def test_a_finished_trial_is_found_by_the_next_process(tmp_path: Path) -> None:
     assert [c.name for c in found] == ["it"]
     assert again.finished(replace(SPEC, step=4), ACCURACY, BASELINE) is None
     assert [c.name for c in again.all_finished(ACCURACY, BASELINE)] == ["it"]
-    assert again.once("ms", 2.0) == 2.0
-    assert Study(tmp_path / "work", {"task": "t"}, resume=True).once("ms", 3.0) == 2.0
+    assert again.once("ms", lambda: 2.0) == 2.0
+    assert Study(tmp_path / "work", {"task": "t"}, resume=True).once("ms", lambda: 3.0) == 2.0
 
 
 def test_a_trial_that_fails_is_not_finished(tmp_path: Path) -> None:

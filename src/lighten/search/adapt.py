@@ -153,7 +153,7 @@ class Search:
             found: dict[str, Any] = {}  # where there is none, which is kept like any other
             with contextlib.suppress(ConfigError):
                 found = asdict(made.point(self.driver.cost * 2 ** (-step / 2)))
-            found = self.driver.study.once(f"point {made.family}-{step}", found)
+            found = self.driver.study.once(f"point {made.family}-{step}", lambda: found)
             self._points[key] = Allocation(tuple(found["picked"]), found["harm"], found["cost"]) if found else None
         return self._points[key]
 
@@ -203,9 +203,9 @@ class Search:
         if runtime != "native":  # timed at every option
             return made
         tell(0.9, "timing the smallest network there may be")
-        ms = smallest_ms(made, self.config, workers)
         # As it was when the search began: which points there are must not depend on the moment.
-        return corrected(made, self.driver.study.once(f"{family}-smallest_ms", ms))
+        ms = self.driver.study.once(f"{family}-smallest_ms", lambda: smallest_ms(made, self.config, workers))
+        return corrected(made, ms)
 
     def _is_hopeful(self, found: list[Candidate]) -> bool:
         """Whether any may be within the budget, as far as its interval says."""

@@ -314,7 +314,7 @@ class _Run:
     def _settle(self, study: Study | None) -> None:
         """Fix the times of the original, as they were when the search began, and with them which runtime it is for."""
         if study is not None:
-            self.whole_ms = study.once("original_ms", self.whole_ms)
+            self.whole_ms = study.once("original_ms", lambda: self.whole_ms)
         able = {runtime: ms for runtime, ms in self.whole_ms.items() if runtime in self._lowered}
         self.whole_ms = able
         sizes = {runtime: self._lowered[runtime].size_bytes for runtime in able}

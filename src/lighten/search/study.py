@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,12 @@ class Study:
             )
         self._bury_the_dead()
 
-    def once(self, name: str, value: Any) -> Any:
-        """value, or what it was when the search began: what is measured must not change while it goes on."""
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What make gave when the search began: what is measured must not change while it goes on."""
         known = self._study.user_attrs.get(name)
         if known is None:
-            self._study.set_user_attr(name, value)
-            known = value
+            known = make()
+            self._study.set_user_attr(name, known)
         return known
 
     def finished(self, spec: Spec, metric: Metric, baseline: Scores) -> list[Candidate] | None:
@@ -139,7 +139,7 @@ class Study:
     def checkpoints(self, spec: Spec) -> Path:
         """Where the training of that trial may be gone on from, whichever process began it."""
         # By a name that is this study's alone: a worker on another machine may have such a folder of another search.
-        study = self.once("id", secrets.token_hex(4))
+        study = self.once("id", lambda: secrets.token_hex(4))
         folder = self.folder / "checkpoints" / f"{study}-{spec.family}-{spec.step}-{spec.epochs}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
