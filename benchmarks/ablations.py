@@ -1,15 +1,15 @@
 """What each part of the search behind `lighten compress` is worth: the same time, reached in different ways.
 
-    python benchmarks/ablations.py fashion-mnist --ms 0.0585 [--epochs 3] [--only NAME …]
+    python benchmarks/ablations.py fashion-mnist [--channels 0.5] [--zeros 0.8] [--epochs 3] [--only NAME …]
 
-All variants but the last have fewer channels and blocks of zeros, run on the native engine, and are predicted to take
-so many milliseconds; how that is shared out among layers, or how they are trained or stored, differs:
+All variants but the last have fewer channels and blocks of zeros and run on the native engine. The first says how much
+time there is; of the others the point is sought whose network, not trained yet, takes as long, timed beside it:
 
+equal shares      so many channels of every layer, and so many zeros
 allocated         as the search does it: least lasting harm in that time; weights in 8 bits
 pruning only      the same after the same training, weights in float32
 harm as measured  the harm of zeroing, without dividing it by what is left
-by MACs           least harm in as many multiplications as are predicted to take that time
-equal shares      the same share of channels of every layer, and of zeros; of those that take no longer the slowest
+by MACs           least harm in so many multiplications
 no teacher        allocated, trained on labels alone
 int8 only         all channels, weights and activations in 8 bits, not trained, on runtimes that have integer kernels
 
@@ -18,16 +18,15 @@ paired, each from one training. A JSON line each, then a table.
 """
 
 import argparse
-import itertools
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lighten.errors import ConfigError
 from lighten.graph.capture import capture
 from lighten.metric import paired_drop
 from lighten.runtime.cpu import usable_cores
@@ -36,11 +35,12 @@ from lighten.search.allocate import Allocation
 from lighten.search.candidate import Candidate
 from lighten.search.config import SearchConfig
 from lighten.search.realize import Variant, default_epochs, lower_original, realize, representative_inputs, scored
-from lighten.search.space import Network, Space, corrected, look_at, mac_terms, smallest_ms, space, time_terms
+from lighten.search.space import Space, corrected, look_at, looks, mac_terms, network_times, space, time_terms
 from lighten.search.workers import Workers, quiet
 from lighten.task import evaluate, load_task
 
-TRAINED = ("allocated", "harm as measured", "by MACs", "equal shares", "no teacher")
+TRAINED = ("equal shares", "allocated", "harm as measured", "by MACs", "no teacher")
+TRIES, CLOSE = 6, 0.03
 INTEGERS, DENSE = "int8 only", ("onnxruntime", "openvino")
 
 
@@ -49,37 +49,25 @@ def as_measured(made: Space) -> Space:
     return replace(made, harms=tuple(harms * (1 - np.array(choice.options)) for choice, harms in pairs))
 
 
-def by_macs(made: Space, network: Network, ms: float) -> Allocation:
-    """The point of least harm in so many MACs, for the most of these that are predicted to take ms at most."""
-    terms = mac_terms(network, made.family)
-    total = float(network.macs)
-    of_macs = replace(made, terms=tuple(terms), whole=total)
-    low, high, best = 0.0, 1.0, None
-    for _ in range(12):
-        share = (low + high) / 2
-        try:
-            point = made.at(of_macs.point(share * total).picked)
-        except ConfigError:  # no options of so few MACs
-            low = share
-            continue
-        if point.cost <= ms:
-            low, best = share, point
-        else:
-            high = share
-    assert best is not None, f"no point takes {ms} ms"
-    return best
+def equal_shares(made: Space, channels: float, zeros: float) -> Allocation:
+    wanted = {"channels": channels, "zeros": zeros}
+    return made.at([int(np.argmin(np.abs(np.array(c.options) - wanted[c.kind]))) for c in made.choices])
 
 
-def equal_shares(made: Space, ms: float) -> Allocation:
-    shares = {kind: {s for c in made.choices if c.kind == kind for s in c.options} for kind in ("channels", "zeros")}
-    points = []
-    for channels, zeros in itertools.product(*map(sorted, shares.values())):
-        wanted = [channels if choice.kind == "channels" else zeros for choice in made.choices]
-        nearest = [
-            int(np.argmin(np.abs(np.array(c.options) - share))) for c, share in zip(made.choices, wanted, strict=True)
-        ]
-        points.append(made.at(nearest))
-    return max((point for point in points if point.cost <= ms), key=lambda point: point.cost)
+def as_fast_as(goal: Allocation, made: Space, by: Space, ms: Callable[[list[Allocation]], list[float]]) -> Allocation:
+    """made's point whose network takes what goal's does, of those with the least harm in some cost of by's.
+
+    What a cost of by's is in milliseconds is not known: it is moved by what is missing, and the nearest is kept.
+    """
+    limit, nearest = by.at(goal.picked).cost, (math.inf, goal)
+    for _ in range(TRIES):
+        point = made.at(by.point(limit).picked)
+        took, wanted = ms([point, goal])
+        nearest = min(nearest, (abs(math.log(took / wanted)), point), key=lambda pair: pair[0])
+        if nearest[0] < CLOSE:
+            break
+        limit *= wanted / took
+    return nearest[1]
 
 
 def name_of(variant: str, found: Candidate) -> str:
@@ -92,7 +80,8 @@ def name_of(variant: str, found: Candidate) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
-    parser.add_argument("--ms", type=float, required=True, help="predicted, of one call")
+    parser.add_argument("--channels", type=float, default=0.5, help="the equal share that goes")
+    parser.add_argument("--zeros", type=float, default=0.8, help="the equal share of what is left")
     parser.add_argument("--epochs", type=int, help="default: those of a short training")
     parser.add_argument("--only", choices=(*TRAINED, INTEGERS), nargs="*", default=(*TRAINED, INTEGERS))
     options = parser.parse_args()
@@ -112,24 +101,32 @@ def main() -> None:
         network = look_at(workers, config, quiet)
         terms = time_terms(network, "both", "native", whole, config.threads, quiet, workers)
         made = space(network, "both", terms, whole)
-        made = corrected(made, smallest_ms(made, config, workers))
-        points = {
-            "allocated": made.point(options.ms),
-            "harm as measured": as_measured(made).point(options.ms),
-            "by MACs": by_macs(made, network, options.ms),
-            "equal shares": equal_shares(made, options.ms),
-            "no teacher": made.point(options.ms),
-        }
-        variants = {
-            name: made.variant(point, in_ms=True, schemes=("w8",), runtimes=("native",), epochs=epochs)
-            for name, point in points.items()
-        }
-        variants["allocated"] = replace(variants["allocated"], schemes=("w8", None))
-        variants[INTEGERS] = Variant(name="all channels", schemes=("w8a8",), runtimes=DENSE)
+        looked = looks(made)
+        made = corrected(made, looked, network_times(made, looked, config, quiet, workers))
+        of_macs = replace(made, terms=tuple(mac_terms(network, made.family)), whole=float(network.macs), seen=())
+
+        def ms(points: list[Allocation]) -> list[float]:
+            return network_times(made, points, config, quiet, workers)
+
+        goal = equal_shares(made, options.channels, options.zeros)
+        least_by = {"allocated": made, "harm as measured": as_measured(made), "by MACs": of_macs}
+        wanted = {"allocated" if name == "no teacher" else name for name in options.only}
+        points = {"equal shares": goal}
+        points |= {name: as_fast_as(goal, made, by, ms) for name, by in least_by.items() if name in wanted}
         drops = {}
         for variant_name in options.only:
             how = replace(config, distill_weight=0.0) if variant_name == "no teacher" else config
-            for found in realize(task, baseline, variants[variant_name], how, scratch / variant_name, quiet):
+            if variant_name == INTEGERS:
+                variant = Variant(name="all channels", schemes=("w8a8",), runtimes=DENSE)
+            else:
+                variant = made.variant(
+                    points["allocated" if variant_name == "no teacher" else variant_name],
+                    in_ms=True,
+                    schemes=("w8", None) if variant_name == "allocated" else ("w8",),
+                    runtimes=("native",),
+                    epochs=epochs,
+                )
+            for found in realize(task, baseline, variant, how, scratch / variant_name, quiet):
                 name = name_of(variant_name, found)
                 assert found.path is not None, found.note
                 after = scored(task, captured, found.path, task.holdout)

@@ -21,7 +21,7 @@ from lighten.runtime.cpu import usable_cores
 from lighten.runtime.measure import measure_latency
 from lighten.search.config import SearchConfig
 from lighten.search.realize import lower_original, lower_untrained, representative_inputs
-from lighten.search.space import corrected, look_at, smallest_ms, space, time_terms
+from lighten.search.space import corrected, look_at, looks, network_times, space, time_terms
 from lighten.search.workers import Workers, quiet
 from lighten.task import load_task
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--family", default="both", choices=("zeros", "both"))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--uncorrected", action="store_true", help="without the time of the smallest network")
+    parser.add_argument("--uncorrected", action="store_true", help="without timing some networks as wholes")
     options = parser.parse_args()
     task, config = load_task(options.task), SearchConfig(threads=usable_cores(), batch=options.batch)
     captured = capture(task.model, task.example_inputs)
@@ -46,7 +46,8 @@ def main() -> None:
         terms = time_terms(network, options.family, "native", whole, config.threads, quiet, workers)
         made = space(network, options.family, terms, whole)
         if not options.uncorrected:
-            made = corrected(made, smallest_ms(made, config, workers))
+            points = looks(made)
+            made = corrected(made, points, network_times(made, points, config, quiet, workers))
         predicted = {"the original": whole}
         for i, target in enumerate(np.geomspace(0.7, 1 / 30, options.points) * whole):
             try:

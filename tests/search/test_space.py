@@ -36,8 +36,8 @@ from lighten.search.space import (
     _samples,
     corrected,
     look_at,
-    smallest,
-    smallest_ms,
+    looks,
+    network_times,
     space,
     time_terms,
     weight_terms,
@@ -311,38 +311,62 @@ def test_lasting_harms_are_convex_and_grow_as_less_is_left(steps: list[tuple[flo
     assert lasting(found, shares.tolist()) == pytest.approx(found / (1 - shares))  # what is convex stays
 
 
-def test_costs_are_moved_so_that_the_smallest_network_costs_what_it_was_measured_at(network: Network) -> None:
+def test_costs_lie_between_those_of_networks_that_were_timed(network: Network) -> None:
     made = space(network, "zeros", weight_terms(network, "zeros", 8.0), 8.0)
-    least, whole = smallest(made), [0] * len(made.choices)
-    moved = corrected(made, 3.0)
-    assert moved.at(least).cost == pytest.approx(3.0)
-    assert moved.at(whole).cost == pytest.approx(8.0)
-    between = [len(choice.options) // 2 for choice in made.choices]
-    share = (made.at(between).cost - made.at(least).cost) / (8.0 - made.at(least).cost)
-    assert moved.at(between).cost == pytest.approx(3.0 + 5.0 * share)
-    assert moved.point(5.0).cost <= 5.0 * (1 + 1e-9)
+    points = looks(made)
+    assert [point.cost for point in points] == sorted(point.cost for point in points)
+    assert points[-1].picked == (0,) * len(made.choices)
+    assert points[0].picked == tuple(len(choice.options) - 1 for choice in made.choices)  # of weights, each costs less
+    # Twice what the terms say plus a millisecond, in a moment in which everything takes three times as long.
+    times = [3 * min(2 * point.cost + 1, 8.0) for point in points]
+    moved = corrected(made, points, times)
+    for point, ms in zip(points, times, strict=True):
+        assert moved.at(point.picked).cost == pytest.approx(ms / 3)
+    for target in np.linspace(times[0] / 3, 8.0, 9):
+        point = moved.point(target)
+        assert point.cost <= target * (1 + 1e-9)
+        assert point == moved.at(point.picked)
+        # The same as the terms alone say for what they sum up to there: only what a cost is called has changed.
+        sums, costs = zip(*moved.seen, strict=True)
+        assert point.picked == made.point(float(np.interp(target, costs, sums))).picked
+    with pytest.raises(ConfigError, match=f"cheapest options cost {times[0] / 3:.4g}"):
+        moved.point(times[0] / 3 * 0.99)
+
+
+def test_a_network_that_took_no_less_than_a_costlier_one_is_no_point_to_go_by(network: Network) -> None:
+    made = space(network, "zeros", weight_terms(network, "zeros", 8.0), 8.0)
+    points = looks(made)
+    assert len(points) >= 5
+    times = [point.cost for point in points]
+    times[1] = times[2] * 1.1
+    moved = corrected(made, points, times)
+    assert [total for total, _ in moved.seen] == [point.cost for i, point in enumerate(points) if i != 1]
+    assert moved.at(points[1].picked).cost < moved.at(points[2].picked).cost
+    # Where nothing is faster than the network as it is, nothing costs less.
+    slow = corrected(made, points, [9.0] * (len(points) - 1) + [8.0])
+    assert slow.seen == ((points[-1].cost, 8.0),)
+    assert {slow.at(point.picked).cost for point in points} == {8.0}
     with pytest.raises(ConfigError, match="cannot be met"):
-        moved.point(2.9)
-    assert corrected(made, 9.0) is made
+        slow.point(7.9)
 
 
 @pytest.mark.parametrize("family", ["zeros", "both"])
-def test_the_smallest_network_is_timed_as_a_whole(
-    network: Network, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, looked = tiny_task(), dict[str, tuple[int, int]]()
+def test_networks_are_timed_as_wholes(network: Network, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, nonzero = tiny_task(), dict[str, int]()
     made = space(network, family, weight_terms(network, family, 8.0), 8.0)
 
     def latency(paths: dict[str, Path], *_: object, **__: object) -> dict[str, LatencySample]:
-        program, stored = load_program(paths["it"])
-        looked.update(
-            {name: (weight.value.size, int((weight.value != 0).sum())) for name, weight in stored.weights.items()}
-        )
-        assert len(program.inputs) == 1
-        return {"it": LatencySample(blocks_ms=((np.array([0.25]),),))}
+        for key, path in paths.items():
+            program, stored = load_program(path)
+            assert len(program.inputs) == 1
+            nonzero[key] = sum(int((weight.value != 0).sum()) for weight in stored.weights.values())
+        return {key: LatencySample(blocks_ms=((np.array([float(key)]),),)) for key in paths}
 
-    workers = Workers(task)
+    workers, points = Workers(task), looks(made)
     monkeypatch.setattr(workers, "latency", latency)
-    assert smallest_ms(made, CONFIG, workers) == 0.25
+    assert network_times(made, points, CONFIG, quiet, workers) == [float(i) for i in range(len(points))]
     dense = sum(task.model.get_parameter(layer.parameter).numel() for layer in network.layers)
-    assert sum(kept for _, kept in looked.values()) < 0.15 * dense
+    left = list(nonzero.values())
+    assert left == sorted(left)
+    assert left[0] < 0.15 * dense
+    assert left[-1] > 0.9 * dense

@@ -1,10 +1,11 @@
 """Adapt: which variants are tried, in which order, and when it is enough.
 
-A step is a target: the original's cost times 2^(-step/2). Of each family the step is found up to which a short training
-keeps the drop within the budget, by doubling back (bisection), since more compression costs more. What a family's own
-limit is in harm becomes the unit of harm for the family of both. Then the best steps are trained long; most trials are
-never. Everything depends on drops and on predictions, never on the clock, so a search that was killed goes on as it
-would have. These are courses (see driver): they ask for trials, and are sent whether they were good.
+A step is a target: the original's cost times 2^(-step/2), the last one the least cost there is. Of each family the step
+is found up to which a short training keeps the drop within the budget, by doubling back (bisection), since more
+compression costs more. What a family's own limit is in harm becomes the unit of harm for the family of both. Then the
+best steps are trained long; most trials are never. Everything depends on drops and on predictions, never on the clock,
+so a search that was killed goes on as it would have. These are courses (see driver): they ask for trials, and are sent
+whether they were good.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ from lighten.search.space import (
     Space,
     corrected,
     device_terms,
-    smallest_ms,
+    looks,
+    network_times,
     space,
     time_terms,
     weight_terms,
@@ -150,9 +152,12 @@ class Search:
         """
         key = (made.family, step)
         if key not in self._points:
+            target, least = self.driver.cost * 2 ** (-step / 2), made.least
+            if target < least < self.driver.cost * 2 ** (-(step - 1) / 2):
+                target = least  # the last step may be shorter
             found: dict[str, Any] = {}  # where there is none, which is kept like any other
             with contextlib.suppress(ConfigError):
-                found = asdict(made.point(self.driver.cost * 2 ** (-step / 2)))
+                found = asdict(made.point(target))
             found = self.driver.study.once(f"point {made.family}-{step}", lambda: found)
             self._points[key] = Allocation(tuple(found["picked"]), found["harm"], found["cost"]) if found else None
         return self._points[key]
@@ -202,10 +207,14 @@ class Search:
         made = space(network, family, terms, whole)
         if runtime != "native":  # timed at every option
             return made
-        tell(0.9, "timing the smallest network there may be")
+
+        def timed() -> tuple[list[tuple[int, ...]], list[float]]:
+            points = looks(made)
+            return [point.picked for point in points], network_times(made, points, self.config, tell, workers)
+
         # As it was when the search began: which points there are must not depend on the moment.
-        ms = self.driver.study.once(f"{family}-smallest_ms", lambda: smallest_ms(made, self.config, workers))
-        return corrected(made, ms)
+        picked, times = self.driver.study.once(f"{family}-times", timed)
+        return corrected(made, [made.at(options) for options in picked], times)
 
     def _is_hopeful(self, found: list[Candidate]) -> bool:
         """Whether any may be within the budget, as far as its interval says."""

@@ -49,10 +49,14 @@ def allocate(harms: Sequence[NDArray[np.float64]], terms: Sequence[Term], limit:
     Raises:
         ConfigError: not even the cheapest options are within limit; the message says what they cost.
     """
-    cheapest = _solve(harms, terms, None)
-    if cheapest.cost > limit * NO_LESS:
-        raise ConfigError(f"A cost of {limit:.4g} cannot be met: the cheapest options cost {cheapest.cost:.4g}.")
+    if (least := cheapest(harms, terms).cost) > limit * NO_LESS:
+        raise ConfigError(f"A cost of {limit:.4g} cannot be met: the cheapest options cost {least:.4g}.")
     return _solve(harms, terms, limit)
+
+
+def cheapest(harms: Sequence[NDArray[np.float64]], terms: Sequence[Term]) -> Allocation:
+    """The options with the least sum of terms, whatever their harm."""
+    return _solve(harms, terms, None)
 
 
 def total_cost(terms: Sequence[Term], picked: Sequence[int]) -> float:

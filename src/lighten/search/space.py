@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lighten.errors import CaptureError
+from lighten.errors import CaptureError, ConfigError
 from lighten.export.native import shares_made
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
@@ -26,7 +26,7 @@ from lighten.prune.patterns import parse_pattern
 from lighten.prune.refit import fitted_without
 from lighten.runtime.device import DeviceProfile
 from lighten.runtime.roofline import Layer, predict_seconds
-from lighten.search.allocate import Allocation, Term, allocate, total_cost
+from lighten.search.allocate import Allocation, Term, allocate, cheapest, total_cost
 from lighten.search.choices import (
     ChannelChoice,
     Choice,
@@ -46,6 +46,7 @@ from lighten.search.workers import Tell, Workers
 from lighten.task import Task, batches
 
 ONE = Layer(in_channels=1, out_channels=1)  # what a call costs in any case
+N_LOOKS = 7  # networks timed as wholes; every one takes some seconds to make
 LEAST_SHARE = 0.1  # of what a layer takes alone that is its own, not the call's
 MEASURING = "measuring what each layer can spare"
 FAMILIES = ("channels", "zeros", "both")
@@ -71,7 +72,8 @@ class Network:
 class Space:
     """family's choices; harms: of each, [options], see `lasting`, in units of the whole budget where that is known.
 
-    terms: of the cost, which is whole for the network as it is.
+    terms: of the cost, which is whole for the network as it is. seen: of some points, what their terms sum up to and
+    what they do cost, ascending in both; costs lie on the lines between. Without any, a cost is the sum of its terms.
     """
 
     family: str
@@ -80,6 +82,7 @@ class Space:
     harms: tuple[NDArray[np.float64], ...]
     terms: tuple[Term, ...]
     whole: float
+    seen: tuple[tuple[float, float], ...] = ()
 
     def point(self, cost: float) -> Allocation:
         """The options of least harm that cost so much at most.
@@ -87,12 +90,25 @@ class Space:
         Raises:
             ConfigError: nothing does; the message says what is possible.
         """
-        return allocate(self.harms, self.terms, cost)
+        if not self.seen:
+            return allocate(self.harms, self.terms, cost)
+        if cost < self.least:
+            raise ConfigError(f"A cost of {cost:.4g} cannot be met: the cheapest options cost {self.least:.4g}.")
+        sums, costs = np.array(self.seen).T
+        return self.at(allocate(self.harms, self.terms, float(np.interp(cost, costs, sums))).picked)
+
+    @property
+    def least(self) -> float:
+        """What the cheapest options cost."""
+        return self.seen[0][1] if self.seen else cheapest(self.harms, self.terms).cost
 
     def at(self, picked: Sequence[int]) -> Allocation:
         """The point with these options."""
         harm = sum(float(harms[i]) for harms, i in zip(self.harms, picked, strict=True))
-        return Allocation(tuple(picked), harm, total_cost(self.terms, picked))
+        cost = total_cost(self.terms, picked)
+        if self.seen:
+            cost = float(np.interp(cost, *np.array(self.seen).T))
+        return Allocation(tuple(picked), harm, cost)
 
     def variant(self, point: Allocation, *, in_ms: bool, **how: Any) -> Variant:
         """What to train for a point. in_ms: whether costs are milliseconds."""
@@ -205,36 +221,50 @@ def time_terms(
     return [*terms, Term((), np.array(whole_ms - dense_ms))]
 
 
-def smallest(made: Space) -> list[int]:
-    """Of every choice the last option: the point that costs least."""
-    return [len(choice.options) - 1 for choice in made.choices]
+def looks(made: Space) -> list[Allocation]:
+    """Points to time as whole networks, from the cheapest to the network as it is; their costs grow by one ratio."""
+    dense, least = made.at([0] * len(made.choices)), cheapest(made.harms, made.terms)
+    if not least.cost < dense.cost:
+        return [dense]
+    targets = np.geomspace(dense.cost, least.cost, N_LOOKS)[1:-1]
+    found = {point.picked: point for point in (least, *map(made.point, targets), dense)}
+    return sorted(found.values(), key=lambda point: point.cost)
 
 
-def smallest_ms(made: Space, config: SearchConfig, workers: Workers) -> float:
-    """What the network of that point takes on the native engine where workers' target is, measured as a whole.
+def network_times(
+    made: Space, points: Sequence[Allocation], config: SearchConfig, tell: Tell, workers: Workers
+) -> list[float]:
+    """Milliseconds of each point's network on the native engine where workers' target is, untrained, as wholes.
+
+    They are timed side by side: what they take of each other holds longer than what they take.
 
     Raises:
-        LightenError: it cannot be pruned or lowered.
+        LightenError: one cannot be pruned or lowered.
     """
     task = workers.task
-    variant = made.variant(made.at(smallest(made)), in_ms=True, schemes=config.sparse_schemes[:1], runtimes=("native",))
     inputs = representative_inputs(task, capture(task.model, task.example_inputs), config.batch)
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
-        path = lower_untrained(task, variant, config, Path(scratch) / "smallest")
-        return workers.latency({"it": path}, inputs, threads=config.threads, processes=2)["it"].median
+        paths = {}
+        for i, point in enumerate(points):
+            tell(i / len(points), f"timing {len(points)} networks as wholes")
+            variant = made.variant(point, in_ms=True, schemes=config.sparse_schemes[:1], runtimes=("native",))
+            paths[str(i)] = lower_untrained(task, variant, config, Path(scratch) / str(i))
+        samples = workers.latency(paths, inputs, threads=config.threads, processes=2)
+    return [samples[key].median for key in paths]
 
 
-def corrected(made: Space, ms: float) -> Space:
-    """made with its costs moved by a line, so that its smallest point costs ms, and the network as it is what it did.
+def corrected(made: Space, points: Sequence[Allocation], times: Sequence[float]) -> Space:
+    """made with the costs of points as they were timed; the last is the network as it is, whose cost is known.
 
-    Layers timed alone foretell which options are cheap, but not what stays of a network of almost nothing.
+    Layers timed alone foretell which options are cheap, but not what a network of them takes. A point that took no less
+    than a costlier one is left out: nothing is gained by it.
     """
-    predicted = made.at(smallest(made)).cost
-    if not ms < made.whole or not predicted < made.whole:
-        return made  # nothing is faster, so there is no line
-    slope = (made.whole - ms) / (made.whole - predicted)
-    terms = (Term(term.choices, term.cost * slope) for term in made.terms)
-    return replace(made, terms=(*terms, Term((), np.array(made.whole * (1 - slope)))))
+    seen: list[tuple[float, float]] = []
+    for point, ms in sorted(zip(points, times, strict=True), key=lambda pair: -pair[0].cost):
+        cost = made.whole * ms / times[-1]
+        if not seen or (cost < seen[-1][1] and point.cost < seen[-1][0]):
+            seen.append((point.cost, cost))
+    return replace(made, seen=tuple(reversed(seen)))
 
 
 def device_terms(network: Network, family: str, device: DeviceProfile, dtype: str) -> list[Term]:
