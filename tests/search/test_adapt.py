@@ -164,6 +164,24 @@ def test_the_adaptive_search_finds_each_familys_bound_then_trains_long(
     assert search.n_asked == len(made) == search.study.n_finished
 
 
+def test_where_nothing_drops_a_family_goes_on_to_the_least_it_can_cost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Variant] = []
+
+    def drop(variant: Variant) -> tuple[float, float]:
+        seen.append(variant)
+        return sure(0.0)
+
+    config = SearchConfig(round_to=4)
+    searched(monkeypatch, tmp_path, drop, config)
+    zeros = [variant.zeros for variant in seen if variant.zeros and not variant.channels]
+    least = dict.fromkeys(zeros[-1], config.zero_shares[-1])
+    # Its bytes are no step's: the step below them is taken to end there.
+    assert least in zeros
+    assert len({tuple(sorted(shares.items())) for shares in zeros}) > 2
+
+
 def test_what_no_short_training_can_do_is_trained_long_from_where_its_parts_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
