@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lighten.errors import ConfigError, TaskError
 from lighten.graph.capture import capture
 from lighten.recover.distill import distillation_loss
 from lighten.recover.finetune import FineTuneConfig, Step, fine_tune, takes_channels_last
 from lighten.recover.optimizer import learning_rate
-from lighten.recover.precision import computed
+from lighten.recover.precision import CONVOLUTIONS, computed, to_layout_
 from lighten.tasks.samples import Samples
 
 PLAIN = FineTuneConfig(epochs=2, lr=0.1, warmup=0.0, weight_decay=0.0, batch_size=4)
@@ -296,6 +297,46 @@ def test_attention_is_not_computed_in_bfloat16(is_captured: bool) -> None:
         model = capture(model, (x,))
     # Of the same rounded queries, keys and values: what bfloat16 itself would add is 2^-9.
     torch.testing.assert_close(computed(model, (x,), True), wanted, rtol=1e-5, atol=1e-5)
+
+
+class Striding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(2, 8, 3, bias=False), nn.Conv2d(8, 8, 3, 2, groups=8, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.adaptive_avg_pool2d(F.relu(self.norm(self.depthwise(self.conv(x)))), 1)
+        return y
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_what_a_cpu_is_slow_at_in_bfloat16_is_computed_to_the_same_values_in_another_way(is_captured: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 9, 9).contiguous(memory_format=torch.channels_last)
+    plain = Striding().eval()
+    to_layout_(plain, torch.channels_last)
+    model: nn.Module = capture(copy.deepcopy(plain), (x,)) if is_captured else copy.deepcopy(plain)
+    layouts, dtypes = list[bool](), list[torch.dtype]()
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func in CONVOLUTIONS:
+                dtypes.append(args[0].dtype)
+            if func in (F.relu, torch.ops.aten.relu.default):
+                made.register_hook(lambda g: layouts.append(g.is_contiguous(memory_format=torch.channels_last)))
+            return made
+
+    with Watching():
+        computed(model, (x,), True).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain(x).float().sum().backward()
+    assert dtypes == [torch.float32, torch.float32]  # the first is rounded by autocast, below this mode
+    assert layouts == [True]
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        # Sums of 6 · 16 products, each rounded to 8 bits once more or once less.
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=2**-5, atol=2**-5 * float(theirs.grad.abs().max()))
 
 
 def test_bfloat16_is_for_products_alone() -> None:
