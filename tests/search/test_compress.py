@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from torch.utils.data import TensorDataset
 
 import lighten
 from lighten.errors import ArtifactError, CaptureError, ConfigError, TaskError
-from lighten.metric import Metric
+from lighten.metric import Metric, Scores
 from lighten.plan import Plan
+from lighten.search import driver
+from lighten.search.candidate import Candidate
 from lighten.search.config import SearchConfig
 from lighten.search.loop import Result
-from lighten.search.realize import default_epochs, training
-from lighten.task import evaluate
+from lighten.search.realize import Variant, default_epochs, training
+from lighten.task import Task, evaluate
 from tests.tiny import images, tiny_task
 
 SMALL = SearchConfig(ratios=(0.0, 0.5), sparsities=(), epochs=3)
@@ -190,6 +193,30 @@ def test_another_point_of_the_front_is_picked_without_a_search(tmp_path: Path) -
     assert picked.data["compressed"]["size_bytes"] == other["size_bytes"]
     with pytest.raises(ConfigError, match="no candidate 'nonsense'"):
         lighten.compress(tiny_task(), out_dir=tmp_path / "out2", pick="nonsense", **how)
+
+
+def test_under_another_budget_a_search_goes_on_with_the_trials_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[str]()
+    realize = driver.realize
+
+    def counted(task: Task, baseline: Scores, variant: Variant, *more: Any, **named: Any) -> list[Candidate]:
+        made.append(variant.name)
+        return realize(task, baseline, variant, *more, **named)
+
+    monkeypatch.setattr(driver, "realize", counted)
+    config = SearchConfig(ratios=(0.25, 0.5), sparsities=(), schemes=(None,), epochs=3)
+    how = {"threads": 1, "config": config, "work_dir": tmp_path / "work", "accept": "point"}
+    strict = lighten.compress(tiny_task(), max_drop=0.0, out_dir=tmp_path / "strict", **how)
+    of_strict = list(made)
+    loose = lighten.compress(tiny_task(), max_drop=0.9, out_dir=tmp_path / "loose", resume=True, **how)
+    assert made == ["75 % of channels", "50 % of channels"]  # none twice
+    assert of_strict == made[: len(of_strict)]
+    assert [(b["budget"]["max_drop"], b["task"]) for b in (strict.data, loose.data)] == [(0.0, "tiny"), (0.9, "tiny")]
+    assert loose.data["trials"] == 2
+    with pytest.raises(ConfigError, match="something else: minimize, max_drop of fewer bits differ"):
+        lighten.compress(tiny_task(), max_drop=0.9, minimize="size", out_dir=tmp_path / "c", resume=True, **how)
 
 
 def test_a_plan_is_done_again_exactly(result: Result, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class Search:
         """All channels, in integers; it bounds nothing."""
         if INTEGERS in self.config.schemes and "onnxruntime" in self.whole:
             variant = Variant(
-                name="all channels", schemes=(INTEGERS,), runtimes=self._dense_runtimes, narrow_to=self._narrow_to
+                name="all channels", schemes=(INTEGERS,), runtimes=self._dense_runtimes, narrow_to=self.budget.narrow_to
             )
             yield Wanted(Spec("integers", 0, 0), variant, bool)
         return None
@@ -168,7 +168,7 @@ class Search:
             schemes, runtimes = self.config.sparse_schemes, ("native",)
         in_ms = self.budget.minimize == "latency"
         variant = made.variant(
-            point, in_ms=in_ms, schemes=schemes, runtimes=runtimes, epochs=epochs, narrow_to=self._narrow_to
+            point, in_ms=in_ms, schemes=schemes, runtimes=runtimes, epochs=epochs, narrow_to=self.budget.narrow_to
         )
         return replace(variant, name=f"{variant.name}, {epochs} epochs") if epochs > self.short else variant
 
@@ -178,12 +178,6 @@ class Search:
         if device is None:
             return "the native engine does not run this model"
         return f"what zeros gain on {device.name} is not in its profile"
-
-    @property
-    def _narrow_to(self) -> float | None:
-        """Fewer bits make nothing faster, so they are looked for where bytes count."""
-        counts = self.budget.minimize == "size" or self.budget.max_size_bytes is not None
-        return self.budget.max_drop if counts else None
 
     @property
     def _dense_runtimes(self) -> tuple[str, ...]:

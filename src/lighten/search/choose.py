@@ -44,6 +44,11 @@ class Budget:
             if limit is not None and not 0 < limit < math.inf:
                 raise ConfigError(f"{name}={limit} must be above 0.")
 
+    @property
+    def narrow_to(self) -> float | None:
+        """The drop up to which layers get fewer bits: where bytes count, since nothing becomes faster by it."""
+        return self.max_drop if self.minimize == "size" or self.max_size_bytes is not None else None
+
 
 def within(candidate: Candidate, budget: Budget) -> bool:
     """Whether everything measured of the candidate is inside the budget."""

@@ -91,8 +91,9 @@ def compress(
     accepted.
 
     work_dir: where trials are kept, None = out_dir + ".search" beside out_dir. storage: of the Optuna study, None = a
-    file there. resume: go on with the search that is there, without losing a finished trial. pick: the name of one of
-    its candidates; it is written to out_dir instead of the best, and nothing is searched.
+    file there. resume: go on with the search that is there, without losing a finished trial; accept, max_latency_ms
+    and, where bytes do not count, max_drop may be others than before. pick: the name of one of its candidates; it is
+    written to out_dir instead of the best, and nothing is searched.
 
     workers: trials at once, each in a process of its own with its share of the cores; None = one, in this process.
     What is found does not depend on it, as far as trainings do not depend on the number of threads. ray: the address
@@ -135,8 +136,9 @@ def compress(
             found, stopped = run.replayed(plan), ""
         else:
             same = fingerprint(task, config)
-            about = {"task": task.name, "budget": describe_budget(budget), **same}
-            if pick is not None:  # by another budget as well
+            # Of the budget only what trials depend on: under another one the search goes on with those that are there.
+            about = {"task": task.name, "minimize": budget.minimize, "max_drop of fewer bits": budget.narrow_to, **same}
+            if pick is not None:  # by any budget
                 about = {"task": task.name, "weights": same["weights"]}
                 # What was predicted for it is kept with the trials; time on this machine is measured anew.
                 about |= {} if profile is None else {"device": same["device"]}
