@@ -1,10 +1,12 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-# A deadline is a wall-clock assertion: it fails when the machine is busy, not when the code is wrong.
-settings.register_profile("lighten", deadline=None)
+# A deadline is a wall-clock assertion: it fails when the machine is busy, not when the code is wrong. CI judges a
+# change, not the luck of a draw: there the same tests get the same examples; by hand every run draws new ones.
+settings.register_profile("lighten", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lighten")
 
 
