@@ -4,12 +4,17 @@
 
 Points of the family at targets that fall from the original's time to a thirtieth of it, as the search takes them, each
 pruned without any training, with w8 weights, and timed in processes of its own that take turns. A JSON line each, then
-the rank correlation (Spearman) and the quartiles of measured over predicted.
+the rank correlation (Spearman), the quartiles of measured over predicted, and the seconds that it took to find the harm
+of every option, to time the layers, and to time networks as wholes. Harms and layers are kept in the user's cache: for
+what they take, set LIGHTEN_CACHE to a folder that has nothing but what `lighten train` left.
 """
 
 import argparse
+import contextlib
 import json
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,13 @@ from lighten.search.realize import lower_original, lower_untrained, representati
 from lighten.search.space import corrected, look_at, looks, network_times, space, time_terms
 from lighten.search.workers import Workers, quiet
 from lighten.task import load_task
+
+
+@contextlib.contextmanager
+def clocked(what: str, seconds: dict[str, float]) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[what] = round(time.monotonic() - started, 1)
 
 
 def main() -> None:
@@ -42,12 +54,16 @@ def main() -> None:
         paths = {"the original": lower_original(task, config, "native", scratch / "original").path}
         whole = measure_latency(paths, inputs, threads=config.threads, processes=2)["the original"].median
         workers = Workers(task)
-        network = look_at(workers, config, quiet)
-        terms = time_terms(network, options.family, "native", whole, config.threads, quiet, workers)
+        seconds = dict[str, float]()
+        with clocked("harms", seconds):
+            network = look_at(workers, config, quiet)
+        with clocked("layers", seconds):
+            terms = time_terms(network, options.family, "native", whole, config.threads, quiet, workers)
         made = space(network, options.family, terms, whole)
         if not options.uncorrected:
-            points = looks(made)
-            made = corrected(made, points, network_times(made, points, config, quiet, workers))
+            with clocked("networks", seconds):
+                points = looks(made)
+                made = corrected(made, points, network_times(made, points, config, quiet, workers))
         predicted = {"the original": whole}
         for i, target in enumerate(np.geomspace(0.7, 1 / 30, options.points) * whole):
             try:
@@ -63,7 +79,8 @@ def main() -> None:
         print(json.dumps({"point": key, "predicted_ms": predicted[key], "ms": samples[key].median}), flush=True)
     found = np.array([[predicted[key], samples[key].median] for key in paths if key != "the original"])
     ratios = np.quantile(found[:, 1] / found[:, 0], (0, 0.25, 0.5, 0.75, 1))
-    print(json.dumps({"spearman": float(spearmanr(*found.T).statistic), "measured_over_predicted": ratios.tolist()}))
+    agreement = {"spearman": float(spearmanr(*found.T).statistic), "measured_over_predicted": ratios.tolist()}
+    print(json.dumps({**agreement, "seconds": seconds}))
 
 
 if __name__ == "__main__":
