@@ -131,15 +131,13 @@ class Search:
         for bound in sorted(bounds.values(), key=lambda b: b.cost_of(b.passed)):
             step, way = min(bound.passed + 1, bound.reachable[-1]), 0
             for _ in range(LONGS):
-                if step < 1 or step not in bound.reachable or bound.cost_of(step) >= best:
-                    break
-                point = self._point(bound.space, step)
-                if point is None or not any(point.picked):
+                point = self._point(bound.space, step) if step in bound.reachable[1:] else None
+                if point is None or not any(point.picked) or point.cost >= best:
                     break
                 spec = Spec(bound.space.family, step, epochs)
                 good = yield Wanted(spec, self._variant(bound.space, point, epochs), self._is_admissible)
                 if good:
-                    best = min(best, bound.cost_of(step))
+                    best = min(best, point.cost)
                 if way and good != (way > 0):
                     break
                 way = 1 if good else -1
