@@ -54,6 +54,14 @@ def equal_shares(made: Space, channels: float, zeros: float) -> Allocation:
     return made.at([int(np.argmin(np.abs(np.array(c.options) - wanted[c.kind]))) for c in made.choices])
 
 
+def in_units_of(goal: Allocation, made: Space) -> Space:
+    """made with the harm of each kind in units of what it is in goal; in a search the unit is what a budget allows."""
+    harm = {"channels": 0.0, "zeros": 0.0}
+    for choice, harms, option in zip(made.choices, made.harms, goal.picked, strict=True):
+        harm[choice.kind] += float(harms[option])
+    return made.in_units_of(harm)
+
+
 def as_fast_as(goal: Allocation, made: Space, by: Space, ms: Callable[[list[Allocation]], list[float]]) -> Allocation:
     """made's point whose network takes what goal's does, of those with the least harm in some cost of by's.
 
@@ -109,7 +117,10 @@ def main() -> None:
             return network_times(made, points, config, quiet, workers)
 
         goal = equal_shares(made, options.channels, options.zeros)
-        least_by = {"allocated": made, "harm as measured": as_measured(made), "by MACs": of_macs}
+        least_by = {
+            name: in_units_of(goal, by)
+            for name, by in {"allocated": made, "harm as measured": as_measured(made), "by MACs": of_macs}.items()
+        }
         wanted = {"allocated" if name == "no teacher" else name for name in options.only}
         points = {"equal shares": goal}
         points |= {name: as_fast_as(goal, made, by, ms) for name, by in least_by.items() if name in wanted}
