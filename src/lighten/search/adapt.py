@@ -38,6 +38,7 @@ from lighten.search.study import Spec
 
 FIRST_STEP = 3
 MOST_STEPS = 14
+LAST_STEP = 0.95  # of the step before it: the last may be short, but has to gain what timing can tell
 LONGS = 3  # long trainings of a family
 INTEGERS = "w8a8"
 
@@ -151,8 +152,8 @@ class Search:
         key = (made.family, step)
         if key not in self._points:
             target, least = self.driver.cost * 2 ** (-step / 2), made.least
-            if target < least < self.driver.cost * 2 ** (-(step - 1) / 2):
-                target = least  # the last step may be shorter
+            if target < least < LAST_STEP * self.driver.cost * 2 ** (-(step - 1) / 2):
+                target = least
             found: dict[str, Any] = {}  # where there is none, which is kept like any other
             with contextlib.suppress(ConfigError):
                 found = asdict(made.point(target))
