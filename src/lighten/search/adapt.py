@@ -8,7 +8,6 @@ so a search that was killed goes on as it would have. These are courses (see dri
 whether they were good.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -151,15 +150,19 @@ class Search:
         """
         key = (made.family, step)
         if key not in self._points:
-            target, least = self.driver.cost * 2 ** (-step / 2), made.least
-            if target < least < LAST_STEP * self.driver.cost * 2 ** (-(step - 1) / 2):
-                target = least
-            found: dict[str, Any] = {}  # where there is none, which is kept like any other
-            with contextlib.suppress(ConfigError):
-                found = asdict(made.point(target))
-            found = self.driver.study.once(f"point {made.family}-{step}", lambda: found)
-            self._points[key] = Allocation(tuple(found["picked"]), found["harm"], found["cost"]) if found else None
+            kept = self.driver.study.once(f"point {made.family}-{step}", lambda: self._sought(made, step))
+            self._points[key] = Allocation(tuple(kept["picked"]), kept["harm"], kept["cost"]) if kept else None
         return self._points[key]
+
+    def _sought(self, made: Space, step: int) -> dict[str, Any]:
+        """The point for a step as data, {} where there is none, which is kept like any other."""
+        target, least = self.driver.cost * 2 ** (-step / 2), made.least
+        if target < least < LAST_STEP * self.driver.cost * 2 ** (-(step - 1) / 2):
+            target = least
+        try:
+            return asdict(made.point(target))
+        except ConfigError:
+            return {}
 
     def _variant(self, made: Space, point: Allocation, epochs: int) -> Variant:
         schemes, runtimes = self.config.schemes, self._dense_runtimes
