@@ -34,8 +34,17 @@ from lighten.runtime.measure import measure_latency
 from lighten.search.allocate import Allocation
 from lighten.search.candidate import Candidate
 from lighten.search.config import SearchConfig
-from lighten.search.realize import Variant, default_epochs, lower_original, realize, representative_inputs, scored
-from lighten.search.space import Space, corrected, look_at, looks, mac_terms, network_times, space, time_terms
+from lighten.search.profiled import profile_networks, profiled_terms
+from lighten.search.realize import (
+    Variant,
+    default_epochs,
+    lower_original,
+    lower_untrained,
+    realize,
+    representative_inputs,
+    scored,
+)
+from lighten.search.space import Space, look_at, mac_terms, space
 from lighten.search.workers import Workers, quiet
 from lighten.task import evaluate, load_task
 
@@ -107,14 +116,19 @@ def main() -> None:
         whole = measure_latency(paths, inputs, threads=config.threads, processes=2)["the original, native"].median
         workers = Workers(task)
         network = look_at(workers, config, quiet)
-        terms = time_terms(network, "both", "native", whole, config.threads, quiet, workers)
-        made = space(network, "both", terms, whole)
-        looked = looks(made)
-        made = corrected(made, looked, network_times(made, looked, config, quiet, workers))
-        of_macs = replace(made, terms=tuple(mac_terms(network, made.family)), whole=float(network.macs), seen=())
+        profiled = profile_networks(network, config, quiet, workers)
+        made = space(network, "both", profiled_terms(network, "both", profiled, whole), whole)
+        of_macs = replace(made, terms=tuple(mac_terms(network, made.family)), whole=float(network.macs))
 
         def ms(points: list[Allocation]) -> list[float]:
-            return network_times(made, points, config, quiet, workers)
+            """Of the points' networks, not trained, timed side by side."""
+            with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
+                timed = {}
+                for i, point in enumerate(points):
+                    variant = made.variant(point, in_ms=True, schemes=("w8",), runtimes=("native",))
+                    timed[str(i)] = lower_untrained(task, variant, config, Path(folder) / str(i))
+                samples = measure_latency(timed, inputs, threads=config.threads, processes=2)
+            return [samples[key].median for key in timed]
 
         goal = equal_shares(made, options.channels, options.zeros)
         least_by = {

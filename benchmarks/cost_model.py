@@ -5,8 +5,9 @@
 Points of the family at targets that fall from the original's time to a thirtieth of it, as the search takes them, each
 pruned without any training, with w8 weights, and timed in processes of its own that take turns. A JSON line each, then
 the rank correlation (Spearman), the quartiles of measured over predicted, and the seconds that it took to find the harm
-of every option, to time the layers, and to time networks as wholes. Harms and layers are kept in the user's cache: for
-what they take, set LIGHTEN_CACHE to a folder that has nothing but what `lighten train` left.
+of every option and to profile the networks that costs are known from. Harms are kept in the user's cache: for what they
+take, set LIGHTEN_CACHE to a folder that has nothing but what `lighten train` left. So many points lie at targets; as
+many again have an option drawn by chance for every choice, and others than those that were profiled.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from lighten.graph.capture import capture
 from lighten.runtime.cpu import usable_cores
 from lighten.runtime.measure import measure_latency
 from lighten.search.config import SearchConfig
+from lighten.search.profiled import profile_networks, profiled_terms
 from lighten.search.realize import lower_original, lower_untrained, representative_inputs
-from lighten.search.space import corrected, look_at, looks, network_times, space, time_terms
+from lighten.search.space import look_at, space
 from lighten.search.workers import Workers, quiet
 from lighten.task import load_task
 
@@ -44,7 +46,6 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--family", default="both", choices=("zeros", "both"))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--uncorrected", action="store_true", help="without timing some networks as wholes")
     options = parser.parse_args()
     task, config = load_task(options.task), SearchConfig(threads=usable_cores(), batch=options.batch)
     captured = capture(task.model, task.example_inputs)
@@ -57,13 +58,9 @@ def main() -> None:
         seconds = dict[str, float]()
         with clocked("harms", seconds):
             network = look_at(workers, config, quiet)
-        with clocked("layers", seconds):
-            terms = time_terms(network, options.family, "native", whole, config.threads, quiet, workers)
-        made = space(network, options.family, terms, whole)
-        if not options.uncorrected:
-            with clocked("networks", seconds):
-                points = looks(made)
-                made = corrected(made, points, network_times(made, points, config, quiet, workers))
+        with clocked("profiles", seconds):
+            profiled = profile_networks(network, config, quiet, workers)
+        made = space(network, options.family, profiled_terms(network, options.family, profiled, whole), whole)
         predicted = {"the original": whole}
         for i, target in enumerate(np.geomspace(0.7, 1 / 30, options.points) * whole):
             try:
@@ -73,6 +70,13 @@ def main() -> None:
             variant = made.variant(point, in_ms=True, schemes=("w8",), runtimes=("native",))
             key = f"{i}: {variant.name}"
             paths[key] = lower_untrained(task, variant, config, scratch / str(i))
+            predicted[key] = point.cost
+        draws = np.random.default_rng(1)
+        for i in range(options.points):
+            point = made.at([int(draws.integers(len(choice.options))) for choice in made.choices])
+            variant = made.variant(point, in_ms=True, schemes=("w8",), runtimes=("native",))
+            key = f"drawn {i}: {variant.name}"
+            paths[key] = lower_untrained(task, variant, config, scratch / f"drawn-{i}")
             predicted[key] = point.cost
         samples = measure_latency(paths, inputs, threads=config.threads, processes=3)
     for key in paths:

@@ -1,4 +1,6 @@
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighten.errors import ConfigError
+from lighten.search import allocate as module
 from lighten.search.allocate import Term, allocate, total_cost
 
 
@@ -44,3 +47,18 @@ def test_a_fixed_cost_counts() -> None:
     harms, free = [np.array([0.0, 1.0])], Term((0,), np.array([5.0, 3.0]))
     assert allocate(harms, [free], 5.0).picked == (0,)
     assert allocate(harms, [free, Term((), np.array(1.0))], 5.0).picked == (1,)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere HiGHS may print")
+def test_nothing_that_the_solver_prints_gets_into_data(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    solve = module.milp
+
+    def talks(*args: Any, **kwargs: Any) -> Any:
+        os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();\nof another thread\n")
+        return solve(*args, **kwargs)
+
+    monkeypatch.setattr(module, "milp", talks)
+    allocate([np.array([0.0, 1.0])], [Term((0,), np.array([5.0, 3.0]))], 4.0)
+    assert capfd.readouterr().out == "of another thread\n" * 2  # of finding the cheapest, and of the least harm

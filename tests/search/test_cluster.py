@@ -90,6 +90,11 @@ def test_latency_is_of_the_node_with_the_label(nodes: Any, tmp_path: Path) -> No
         assert cluster.at_target(usable_cores) == usable_cores()
         sample = cluster.latency({"it": artifact}, inputs, threads=1, processes=1)["it"]
         assert 0 < sample.median < 1000
+        native = lighten.export(
+            tiny_task().model, tiny_task().example_inputs, tmp_path / "native", runtime="native"
+        ).path
+        times = cluster.profile({"it": native}, inputs, threads=1)["it"]
+        assert 0 < sum(times.layers.values()) < 1000
 
 
 @needs_ray

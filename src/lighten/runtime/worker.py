@@ -15,9 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lighten.errors import ArtifactError, LightenError
+
+if TYPE_CHECKING:
+    from lighten.runtime.artifact import Artifact
+    from lighten.runtime.spec import Array
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MIN_CALLS = 3
@@ -66,21 +70,17 @@ def die_with_the_parent() -> None:
 def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     started = time.perf_counter()
     import numpy as np
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import save_file
 
     from lighten.runtime.artifact import read_artifact
     from lighten.runtime.backends import backend, compile_artifact
-    from lighten.runtime.spec import check_arrays
 
     artifact = read_artifact(Path(job["artifact"]))
     backend(artifact.runtime)
     imported = time.perf_counter()
     compiled = compile_artifact(artifact, job["threads"])
     loaded = time.perf_counter()
-    by_name = load_file(job["inputs"])
-    keys = [spec.name if spec.name in by_name else f"#{i}" for i, spec in enumerate(artifact.inputs)]
-    arrays = [by_name[key] for key in keys if key in by_name]
-    check_arrays(artifact.inputs, arrays)
+    arrays = read_inputs(artifact, Path(job["inputs"]))
     ready = time.perf_counter()
     try:
         outputs = compiled(arrays)
@@ -94,6 +94,23 @@ def _load(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
         "first_call_ms": first_call_ms,
         "runtime": artifact.runtime,
     }
+
+
+def read_inputs(artifact: "Artifact", file: Path) -> list["Array"]:
+    """The arrays that artifact takes, from a file that measure.inputs_file wrote.
+
+    Raises:
+        ConfigError: they are not what it takes.
+    """
+    from safetensors.numpy import load_file
+
+    from lighten.runtime.spec import check_arrays
+
+    by_name = load_file(file)
+    keys = [spec.name if spec.name in by_name else f"#{i}" for i, spec in enumerate(artifact.inputs)]
+    arrays = [by_name[key] for key in keys if key in by_name]
+    check_arrays(artifact.inputs, arrays)
+    return arrays
 
 
 def warm_up(call: Callable[[], Any], limit_seconds: float = WARM_UP_SECONDS) -> None:

@@ -21,14 +21,12 @@ from lighten.search.choose import admissible
 from lighten.search.clock import dtype_of
 from lighten.search.config import SearchConfig
 from lighten.search.driver import Begin, Course, Driver, Wanted
+from lighten.search.profiled import Profiled, profile_networks, profiled_terms
 from lighten.search.realize import Variant, default_epochs
 from lighten.search.space import (
     Network,
     Space,
-    corrected,
     device_terms,
-    looks,
-    network_times,
     space,
     time_terms,
     weight_terms,
@@ -199,18 +197,20 @@ class Search:
             dtype = max(map(dtype_of, self.config.schemes), key=lambda dtype: peaks[dtype].value)
             return space(network, family, device_terms(network, family, self.config.device, dtype), whole)
         tell, workers = self.driver.part(0.0), self.driver.workers
-        terms = time_terms(network, family, runtime, whole, self.config.threads, tell, workers)
-        made = space(network, family, terms, whole)
-        if runtime != "native":  # timed at every option
-            return made
+        if runtime != "native":
+            terms = time_terms(network, family, runtime, whole, self.config.threads, tell, workers)
+        else:
+            terms = profiled_terms(network, family, self._profiled(network), whole)
+        return space(network, family, terms, whole)
 
-        def timed() -> tuple[list[tuple[int, ...]], list[float]]:
-            points = looks(made)
-            return [point.picked for point in points], network_times(made, points, self.config, tell, workers)
+    def _profiled(self, network: Network) -> list[Profiled]:
+        """As it was when the search began: which points there are must not depend on the moment."""
 
-        # As it was when the search began: which points there are must not depend on the moment.
-        picked, times = self.driver.study.once(f"{family}-times", timed)
-        return corrected(made, [made.at(options) for options in picked], times)
+        def profiled() -> list[dict[str, Any]]:
+            found = profile_networks(network, self.config, self.driver.part(0.0), self.driver.workers)
+            return [asdict(each) for each in found]
+
+        return [Profiled(**each) for each in self.driver.study.once("profiled", profiled)]
 
     def _is_hopeful(self, found: list[Candidate]) -> bool:
         """Whether any may be within the budget, as far as its interval says."""

@@ -8,8 +8,12 @@ those are whole, the entries are, and only the choices have to be declared so.
 Solved by HiGHS: Huangfu & Hall, "Parallelizing the dual revised simplex method", Math. Prog. Comp. 10 (2018).
 """
 
+import contextlib
+import ctypes
 import itertools
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,18 +94,44 @@ def _solve(harms: Sequence[NDArray[np.float64]], terms: Sequence[Term], limit: f
         aim = harm
         constraints.append(LinearConstraint(sparse.csr_array(cost[None] / limit), ub=1.0))
     whole = np.concatenate([np.ones(n_choices), np.zeros(n - n_choices)])
-    solved = milp(
-        aim / max(aim.max(), np.finfo(float).tiny),  # HiGHS takes what is below 1e-7 for zero
-        integrality=whole,
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
-    )
+    with _hushed():
+        solved = milp(
+            aim / max(aim.max(), np.finfo(float).tiny),  # HiGHS takes what is below 1e-7 for zero
+            integrality=whole,
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
+        )
     if solved.x is None:
         raise ConfigError(f"The integer programme of {len(harms)} choices found nothing: {solved.message}")
     picked = tuple(int(solved.x[low:high].argmax()) for low, high in itertools.pairwise(starts))
     total = sum(float(options[i]) for options, i in zip(harms, picked, strict=True))
     return Allocation(picked, total, total_cost(terms, picked))
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what HiGHS, told to be quiet, still prints when it repairs a solution: stdout is for data.
+
+    It prints past Python, so the process's own stdout is turned away; what others print meanwhile follows.
+    """
+    if os.name != "posix":
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    with tempfile.TemporaryFile() as said:
+        stdout = os.dup(1)
+        os.dup2(said.fileno(), 1)
+        try:
+            yield
+        finally:
+            flush(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"Highs"):
+                    os.write(1, line)
 
 
 def _matrix(rows: Sequence[tuple[dict[int, float], float]], n: int) -> sparse.csr_array:

@@ -24,6 +24,8 @@ import torch
 from lighten.errors import ArtifactError, ConfigError, require
 from lighten.runtime.folder import write_folder
 from lighten.runtime.measure import LatencySample, measure_latency
+from lighten.runtime.native.profiler import LayerTimes
+from lighten.runtime.profile import profile
 from lighten.runtime.spec import Array
 from lighten.search.pool import pickled
 from lighten.search.workers import RETRIES, WAIT_S, Tell, WorkerLost, Workers, quiet
@@ -128,8 +130,16 @@ class Cluster(Workers):
         """See Workers."""
         if self._target is None:
             return super().latency(artifacts, inputs, threads=threads, processes=processes)
-        files = {name: _packed(path) for name, path in artifacts.items()}
-        return self.at_target(_timed, files, dict(inputs), threads, processes)
+        how = {"threads": threads, "processes": processes}
+        return self.at_target(_with_files, measure_latency, _files_of(artifacts), dict(inputs), how)
+
+    def profile(
+        self, artifacts: Mapping[str, Path], inputs: Mapping[str, Array], *, threads: int
+    ) -> dict[str, LayerTimes]:
+        """See Workers."""
+        if self._target is None:
+            return super().profile(artifacts, inputs, threads=threads)
+        return self.at_target(_with_files, profile, _files_of(artifacts), dict(inputs), {"threads": threads})
 
     def close(self) -> None:
         """End every job, and leave the cluster."""
@@ -184,14 +194,19 @@ def _there(function: Callable[..., T], args: tuple[Any, ...]) -> T:
     return function(*args)
 
 
-def _timed(
-    artifacts: Mapping[str, bytes], inputs: Mapping[str, Array], threads: int, processes: int
-) -> dict[str, LatencySample]:
+def _with_files(
+    measure: Callable[..., T], artifacts: Mapping[str, bytes], inputs: Mapping[str, Array], how: Mapping[str, Any]
+) -> T:
+    """What measure finds of artifacts that come packed."""
     with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
         paths = {name: Path(scratch) / str(i) for i, name in enumerate(artifacts)}
         for name, path in paths.items():
             _unpack(artifacts[name], path)
-        return measure_latency(paths, inputs, threads=threads, processes=processes)
+        return measure(paths, inputs, **how)
+
+
+def _files_of(artifacts: Mapping[str, Path]) -> dict[str, bytes]:
+    return {name: _packed(path) for name, path in artifacts.items()}
 
 
 def _packed(folder: Path) -> bytes:

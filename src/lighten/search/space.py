@@ -4,19 +4,14 @@ Families: "channels" (dense networks on whatever runtime is fastest), "zeros" (b
 "both" (fewer channels, and zeros in what is left).
 """
 
-import contextlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lighten.errors import CaptureError, ConfigError
-from lighten.export.native import shares_made
 from lighten.graph.capture import CapturedModule, capture
 from lighten.graph.groups import Group, find_groups
 from lighten.graph.labels import Labels, propagate
@@ -38,16 +33,13 @@ from lighten.search.choices import (
     zeroed_blocks,
 )
 from lighten.search.config import BLOCK, SearchConfig
-from lighten.search.cost import Timed, exact, grid, interpolated, layer_shapes, layer_times
-from lighten.search.realize import N_SAMPLES, Variant, lower_untrained, representative_inputs
+from lighten.search.cost import exact, layer_shapes, layer_times
+from lighten.search.realize import N_SAMPLES, Variant
 from lighten.search.sanity import gives_logits
 from lighten.search.sensitivity import Harms, kept_on_disk, lasting, measure_harms
 from lighten.search.workers import Tell, Workers
 from lighten.task import Task, batches
 
-ONE = Layer(in_channels=1, out_channels=1)  # what a call costs in any case
-N_LOOKS = 7  # networks timed as wholes; every one takes some seconds to make
-LEAST_SHARE = 0.1  # of what a layer takes alone that is its own, not the call's
 MEASURING = "measuring what each layer can spare"
 FAMILIES = ("channels", "zeros", "both")
 
@@ -56,12 +48,11 @@ FAMILIES = ("channels", "zeros", "both")
 class Network:
     """What all families of one task share. layers: that may have zeros are those in choices.
 
-    shapes: of all layers. native: as the native engine computes them, which leaves out places that nobody reads.
+    shapes: of all layers.
     """
 
     layers: tuple[WeightLayer, ...]
     shapes: tuple[tuple[Layer, ...], ...]
-    native: tuple[tuple[Layer, ...], ...]
     around: tuple[tuple[str | None, str | None], ...]
     choices: tuple[Choice, ...]
     harms: Harms
@@ -72,8 +63,7 @@ class Network:
 class Space:
     """family's choices; harms: of each, [options], see `lasting`, in units of the whole budget where that is known.
 
-    terms: of the cost, which is whole for the network as it is. seen: of some points, what their terms sum up to and
-    what they do cost, ascending in both; costs lie on the lines between. Without any, a cost is the sum of its terms.
+    terms: of the cost, which is whole for the network as it is.
     """
 
     family: str
@@ -82,7 +72,6 @@ class Space:
     harms: tuple[NDArray[np.float64], ...]
     terms: tuple[Term, ...]
     whole: float
-    seen: tuple[tuple[float, float], ...] = ()
 
     def point(self, cost: float) -> Allocation:
         """The options of least harm that cost so much at most.
@@ -90,25 +79,17 @@ class Space:
         Raises:
             ConfigError: nothing does; the message says what is possible.
         """
-        if not self.seen:
-            return allocate(self.harms, self.terms, cost)
-        if cost < self.least:
-            raise ConfigError(f"A cost of {cost:.4g} cannot be met: the cheapest options cost {self.least:.4g}.")
-        sums, costs = np.array(self.seen).T
-        return self.at(allocate(self.harms, self.terms, float(np.interp(cost, costs, sums))).picked)
+        return allocate(self.harms, self.terms, cost)
 
     @property
     def least(self) -> float:
         """What the cheapest options cost."""
-        return self.seen[0][1] if self.seen else cheapest(self.harms, self.terms).cost
+        return cheapest(self.harms, self.terms).cost
 
     def at(self, picked: Sequence[int]) -> Allocation:
         """The point with these options."""
         harm = sum(float(harms[i]) for harms, i in zip(self.harms, picked, strict=True))
-        cost = total_cost(self.terms, picked)
-        if self.seen:
-            cost = float(np.interp(cost, *np.array(self.seen).T))
-        return Allocation(tuple(picked), harm, cost)
+        return Allocation(tuple(picked), harm, total_cost(self.terms, picked))
 
     def variant(self, point: Allocation, *, in_ms: bool, **how: Any) -> Variant:
         """What to train for a point. in_ms: whether costs are milliseconds."""
@@ -159,7 +140,6 @@ def look_at(
     return Network(
         layers=seen.layers,
         shapes=tuple(tuple(of_layer) for of_layer in shapes),
-        native=_natively(seen, task.example_inputs, shapes),
         around=tuple(_around(seen.labels, layer, seen.groups) for layer in seen.layers),
         choices=seen.choices,
         harms=_harms(workers, config, kinds, seen, tell),
@@ -189,82 +169,30 @@ def choices_of(network: Network, family: str) -> tuple[Choice, ...]:
 def time_terms(
     network: Network, family: str, runtime: str, whole_ms: float, threads: int, tell: Tell, workers: Workers
 ) -> list[Term]:
-    """Milliseconds on that runtime, where the network as it is takes whole_ms; timed where workers' target is.
+    """Milliseconds on a runtime that computes zeros like any numbers, of which the network as it is takes whole_ms.
+
+    Layers are timed alone, at every option, where workers' target is.
 
     Raises:
-        ArtifactError, CaptureError: the runtime cannot run a layer alone.
+        ArtifactError, CaptureError: the runtime cannot run one.
     """
     choices = choices_of(network, family)
-    axes = _axes(network, choices)
-    wanted = [Timed(ONE)]
-    of_layers = network.native if runtime == "native" else network.shapes
-    for shapes, (_, shares) in zip(of_layers, axes, strict=True):
-        for shape in dict.fromkeys(shapes):
-            wanted += grid(shape, *shares) if runtime == "native" else exact(shape, shares[0], shares[1])
+    axes = axes_of(network, choices)
+    wanted = [
+        each
+        for shapes, (_, shares) in zip(network.shapes, axes, strict=True)
+        for shape in dict.fromkeys(shapes)
+        for each in exact(shape, shares[0], shares[1])
+    ]
     times = workers.at_target(layer_times, runtime, threads, wanted, tell=tell)
-    # The native engine runs all layers in one call. What calls a kernel a node spends that in a network as well: with
-    # it, ResNet-20's 0.27, 0.21 and 0.18 ms at fewer channels were foretold as 0.25, 0.19, 0.16, else 0.23, 0.16, 0.12.
-    call_ms = times.ms(Timed(ONE)) if runtime == "native" else 0.0
     terms = []
-    for shapes, (on, shares) in zip(of_layers, axes, strict=True):
-        table = np.zeros([len(axis) for axis in shares])
-        for shape in shapes:
-            if runtime == "native":
-                alone = interpolated(times, shape, *shares)
-            else:
-                alone = _at_every_option(shape, shares, times.ms)
-            table += np.maximum(alone - call_ms, LEAST_SHARE * alone)
-        terms.append(_term(on, table))
+    for shapes, (on, shares) in zip(network.shapes, axes, strict=True):
+        tables = [_at_every_option(shape, shares, times.ms) for shape in shapes]
+        terms.append(term_of(on, np.sum(tables, axis=0)))
     dense_ms = total_cost(terms, [0] * len(choices))
     if dense_ms > whole_ms:
         return [Term(term.choices, term.cost * whole_ms / dense_ms) for term in terms]
     return [*terms, Term((), np.array(whole_ms - dense_ms))]
-
-
-def looks(made: Space) -> list[Allocation]:
-    """Points to time as whole networks, from the cheapest to the network as it is; their costs grow by one ratio."""
-    dense, least = made.at([0] * len(made.choices)), cheapest(made.harms, made.terms)
-    if not least.cost < dense.cost:
-        return [dense]
-    targets = np.geomspace(dense.cost, least.cost, N_LOOKS)[1:-1]
-    found = {point.picked: point for point in (least, *map(made.point, targets), dense)}
-    return sorted(found.values(), key=lambda point: point.cost)
-
-
-def network_times(
-    made: Space, points: Sequence[Allocation], config: SearchConfig, tell: Tell, workers: Workers
-) -> list[float]:
-    """Milliseconds of each point's network on the native engine where workers' target is, untrained, as wholes.
-
-    They are timed side by side: what they take of each other holds longer than what they take.
-
-    Raises:
-        LightenError: one cannot be pruned or lowered.
-    """
-    task = workers.task
-    inputs = representative_inputs(task, capture(task.model, task.example_inputs), config.batch)
-    with tempfile.TemporaryDirectory(prefix="lighten-") as scratch:
-        paths = {}
-        for i, point in enumerate(points):
-            tell(i / len(points), f"timing {len(points)} networks as wholes")
-            variant = made.variant(point, in_ms=True, schemes=config.sparse_schemes[:1], runtimes=("native",))
-            paths[str(i)] = lower_untrained(task, variant, config, Path(scratch) / str(i))
-        samples = workers.latency(paths, inputs, threads=config.threads, processes=2)
-    return [samples[key].median for key in paths]
-
-
-def corrected(made: Space, points: Sequence[Allocation], times: Sequence[float]) -> Space:
-    """made with the costs of points as they were timed; the last is the network as it is, whose cost is known.
-
-    Layers timed alone foretell which options are cheap, but not what a network of them takes. A point that took no less
-    than a costlier one is left out: nothing is gained by it.
-    """
-    seen: list[tuple[float, float]] = []
-    for point, ms in sorted(zip(points, times, strict=True), key=lambda pair: -pair[0].cost):
-        cost = made.whole * ms / times[-1]
-        if not seen or (cost < seen[-1][1] and point.cost < seen[-1][0]):
-            seen.append((point.cost, cost))
-    return replace(made, seen=tuple(reversed(seen)))
 
 
 def device_terms(network: Network, family: str, device: DeviceProfile, dtype: str) -> list[Term]:
@@ -274,15 +202,15 @@ def device_terms(network: Network, family: str, device: DeviceProfile, dtype: st
         ConfigError: it does not.
     """
 
-    def predicted(timed: Timed) -> float:
-        return 1e3 * predict_seconds(replace(timed.layer, dtype=dtype), device)
+    def predicted(layer: Layer) -> float:
+        return 1e3 * predict_seconds(replace(layer, dtype=dtype), device)
 
     terms = []
-    for shapes, (on, shares) in zip(network.shapes, _axes(network, choices_of(network, family)), strict=True):
+    for shapes, (on, shares) in zip(network.shapes, axes_of(network, choices_of(network, family)), strict=True):
         table = np.zeros([len(axis) for axis in shares])
         for shape in shapes:
             table += _at_every_option(shape, shares, predicted)
-        terms.append(_term(on, table))
+        terms.append(term_of(on, table))
     return terms
 
 
@@ -300,12 +228,12 @@ def mac_terms(network: Network, family: str) -> list[Term]:
 def _terms_of_what_is_left(network: Network, family: str, of_layers: Sequence[float]) -> list[Term]:
     """What a layer costs times the share of its weights that is left."""
     terms = []
-    axes = _axes(network, choices_of(network, family))
+    axes = axes_of(network, choices_of(network, family))
     for shapes, (on, shares), cost in zip(network.shapes, axes, of_layers, strict=True):
         inputs, outputs, densities = map(np.array, shares)
         if shapes[0].is_depthwise:  # its inputs are its outputs, and count once
             inputs = np.ones_like(inputs)
-        terms.append(_term(on, inputs[:, None, None] * outputs[:, None] * densities * cost))
+        terms.append(term_of(on, inputs[:, None, None] * outputs[:, None] * densities * cost))
     return terms
 
 
@@ -338,20 +266,6 @@ def _seen(task: Task, config: SearchConfig, kinds: Sequence[str]) -> _Seen:
     choices: list[Choice] = [c for c in channels if len(c.options) > 1 and "channels" in kinds]
     choices += zero_choices(fit, config.zero_shares) if "zeros" in kinds else []
     return _Seen(captured, labels, groups, tuple(layers), tuple(choices), by)
-
-
-def _natively(
-    seen: _Seen, example_inputs: tuple[Any, ...], shapes: Sequence[Sequence[Layer]]
-) -> tuple[tuple[Layer, ...], ...]:
-    """shapes with as many rows of a linear layer as the native engine makes; as they are where it lacks an operator."""
-    made: Mapping[str, float] = {}
-    with contextlib.suppress(CaptureError):
-        made = shares_made(seen.captured, example_inputs)
-    rows = [made.get(layer.parameter, 1.0) for layer in seen.layers]
-    return tuple(
-        tuple(replace(s, batch=max(1, round(s.batch * share))) if s.size == (1, 1) else s for s in of_layer)
-        for of_layer, share in zip(shapes, rows, strict=True)
-    )
 
 
 def _harms(workers: Workers, config: SearchConfig, kinds: Sequence[str], seen: _Seen, tell: Tell) -> Harms:
@@ -422,7 +336,7 @@ On = tuple[int | None, int | None, int | None]
 Shares = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
-def _axes(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Shares]]:
+def axes_of(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Shares]]:
     """For each layer the choices that its cost depends on, and what their options leave of inputs, outputs, weights."""
     index = {choice.key: i for i, choice in enumerate(choices)}
     found = []
@@ -433,16 +347,16 @@ def _axes(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Shares]
     return found
 
 
-def _at_every_option(shape: Layer, shares: Shares, ms: Callable[[Timed], float]) -> NDArray[np.float64]:
+def _at_every_option(shape: Layer, shares: Shares, ms: Callable[[Layer], float]) -> NDArray[np.float64]:
     """[inputs, outputs, 1] milliseconds, of a runtime that computes zeros like any numbers."""
     inputs, outputs, _ = shares
     found = [ms(timed) for timed in exact(shape, inputs, outputs)]
     return np.array(found).reshape(len(inputs), len(outputs), 1)
 
 
-def _term(on: On, table: NDArray[np.float64]) -> Term:
+def term_of(on: On, table: NDArray[np.float64]) -> Term:
     """table: [inputs, outputs, densities]; an axis that no choice decides has one entry."""
     if on[0] is not None and on[0] == on[1]:  # the same channels on both sides
-        return _term((None, on[1], on[2]), np.einsum("iid->id", table)[None])
+        return term_of((None, on[1], on[2]), np.einsum("iid->id", table)[None])
     fixed = tuple(axis for axis, i in enumerate(on) if i is None)
     return Term(tuple(i for i in on if i is not None), table.squeeze(fixed))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lighten.runtime.measure import LatencySample, measure_latency
+from lighten.runtime.native.profiler import LayerTimes
+from lighten.runtime.profile import profile
 from lighten.runtime.spec import Array
 from lighten.task import Task
 
@@ -102,6 +104,12 @@ class Workers:
     ) -> dict[str, LatencySample]:
         """measure_latency on that machine."""
         return measure_latency(artifacts, inputs, threads=threads, processes=processes)
+
+    def profile(
+        self, artifacts: Mapping[str, Path], inputs: Mapping[str, Array], *, threads: int
+    ) -> dict[str, LayerTimes]:
+        """lighten.runtime.profile on that machine."""
+        return profile(artifacts, inputs, threads=threads)
 
     def close(self) -> None:
         """End every job."""

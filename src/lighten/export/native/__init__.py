@@ -13,7 +13,7 @@ from lighten.export.native import attention, axes, operators, products, reductio
 from lighten.export.native.divide import MEASURED, HandOver, Write
 from lighten.export.native.mixed import to_parts
 from lighten.export.native.reader import LIKE, MOVES, Reader, RefusalError
-from lighten.export.native.unread import places_made, without_unread
+from lighten.export.native.unread import without_unread
 from lighten.export.onnx import named_inputs
 from lighten.export.torch import to_torch
 from lighten.graph.capture import CapturedModule
@@ -77,20 +77,6 @@ def read_program(module: fx.GraphModule, bits: int = FLOAT_BITS) -> Write:
         save_program(program, stored, folder, prefix)
 
     return write
-
-
-def shares_made(captured: CapturedModule, example_inputs: tuple[Any, ...]) -> dict[str, float]:
-    """Of the layer with a parameter of that name: the share of its places that are made, the others being unread.
-
-    Raises:
-        CaptureError: an operator that the engine does not have.
-    """
-    module, _, _ = to_torch(captured, example_inputs, other_decompositions({*HANDLERS, *MOVES, *LIKE}))
-    reader = Reader(module, HANDLERS)
-    program = reader.read()
-    places, sizes = places_made(program, reader.build.stored), reader.build.sizes
-    shares = [len(kept) / (each.height * each.width) for kept, each in zip(places, sizes, strict=True)]
-    return {name: max(shares[at] for at in made) for name, made in reader.products.items()}
 
 
 def other_decompositions(known: set[Any]) -> dict[Any, Any]:

@@ -200,7 +200,7 @@ def product(
         packed = packed.on_grid(grid.scale)
     elif bits == BFLOAT_BITS:
         packed = packed.in_bfloat16()
-    op = replace(op, weight=build.keep(packed, bits), block=block, bits=bits)
+    op = replace(op, weight=build.keep(packed, bits), block=block, bits=bits, layer=_layer(reader, node))
     last, user = node, only_user(node)
     if user is not None and user.target is aten.add.Tensor and arguments(user)["alpha"] == 1:
         other = added(reader, last, user, order, batch)
@@ -212,9 +212,15 @@ def product(
         reader.fused.add(last)
         last, op = user, replace(op, act=act)
     reader.values[last] = made(reader, op, order, batch)
-    for read in node.all_input_nodes:
-        if read.op == "get_attr":
-            reader.products.setdefault(str(read.target), []).append(len(build.sizes) - 1)
+
+
+def _layer(reader: Reader, node: fx.Node) -> str:
+    """The name of the module that node's constants are parameters of; "" where it has none."""
+    constant = next((read for read in node.all_input_nodes if isinstance(reader.value(read), Tensor)), None)
+    while constant is not None and constant.op != "get_attr":
+        constant = next(iter(constant.all_input_nodes), None)
+    name = "" if constant is None else str(constant.target)
+    return name.rpartition(".")[0] or name
 
 
 def added(reader: Reader, node: fx.Node, user: fx.Node, order: Tensor, batch: Batch) -> Tensor | None:

@@ -52,17 +52,13 @@ class RefusalError(CaptureError):
 
 
 class Reader:
-    """values: of the nodes that are still to be read: Ids, tensors that are constant, numbers, or tuples of those.
-
-    products: the tensors that products with a weight made, by the names of the parameters that each read.
-    """
+    """values: of the nodes that are still to be read: Ids, tensors that are constant, numbers, or tuples of those."""
 
     def __init__(self, module: fx.GraphModule, handlers: dict[Any, Handler], bits: int = FLOAT_BITS) -> None:
         self.module, self.handlers = module, handlers
         self.build = Builder(bits)
         self.values: dict[fx.Node, Any] = {}
         self.fused: set[fx.Node] = set()
-        self.products: dict[str, list[int]] = {}
 
     def read(self) -> Program:
         """The program.

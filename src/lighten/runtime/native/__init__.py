@@ -23,12 +23,15 @@ from lighten.runtime.spec import BATCH, TensorSpec
 if TYPE_CHECKING:
     from lighten.runtime.native.batch import Batched
     from lighten.runtime.native.engine import Engine
+    from lighten.runtime.native.profiler import Profiler
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 
 
-def compile(artifact: Artifact, threads: int) -> Compiled:
+def compile(artifact: Artifact, threads: int, profiler: "Profiler | None" = None) -> Compiled:
     """Check plan and weights, then compile. Threads split the samples of a batch, and share those that are left over.
+
+    profiler: is told what each call spends on each layer.
 
     Raises:
         MissingExtraError: llvmlite is not installed. ArtifactError: the files hold no program for these inputs and
@@ -39,8 +42,8 @@ def compile(artifact: Artifact, threads: int) -> Compiled:
     if PARTS in artifact.files:
         from lighten.runtime.native.mixed import load_mixed
 
-        return load_mixed(artifact, threads)
-    return load_engine(artifact.path, artifact.inputs, artifact.outputs, threads)
+        return load_mixed(artifact, threads, profiler)
+    return load_engine(artifact.path, artifact.inputs, artifact.outputs, threads, profiler=profiler)
 
 
 def load_engine(
@@ -51,8 +54,9 @@ def load_engine(
     *,
     prefix: str = "",
     lingers: bool = True,
+    profiler: "Profiler | None" = None,
 ) -> "Engine | Batched":
-    """The program in folder, compiled. prefix: of the names of its files. lingers: see Engine.
+    """The program in folder, compiled. prefix: of the names of its files. lingers, profiler: see Engine.
 
     Raises:
         ArtifactError: the files hold no program for these inputs and outputs.
@@ -68,7 +72,7 @@ def load_engine(
     except ArtifactError as error:
         raise ArtifactError(f"Cannot load the native program in '{folder}': {error}") from error
     shapes: Any = [spec.shape[1:] for spec in outputs]
-    return engine_for(program, stored, shapes, threads=threads, lingers=lingers)
+    return engine_for(program, stored, shapes, threads=threads, lingers=lingers, profiler=profiler)
 
 
 def load_program(folder: Path, prefix: str = "") -> tuple[Program, Stored]:

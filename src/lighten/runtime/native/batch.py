@@ -14,6 +14,7 @@ from lighten.runtime.native.emit.blob import Blob
 from lighten.runtime.native.engine import Engine
 from lighten.runtime.native.jit import host_target
 from lighten.runtime.native.packed import Array
+from lighten.runtime.native.profiler import Profiler
 from lighten.runtime.native.program import (
     MAX_SIZE,
     Cat,
@@ -121,11 +122,12 @@ def engine_for(
     target: Target | None = None,
     lingers: bool = True,
     keeps_code: bool = True,
+    profiler: Profiler | None = None,
 ) -> Engine | Batched:
     """The engine of program, or of several ways to compute it, which share weights. Arguments: see Engine."""
     blob, target = Blob(), target or host_target()
     how: dict[str, Any] = {"threads": threads, "target": target, "blob": blob, "lingers": lingers}
-    how["keeps_code"] = keeps_code
+    how |= {"keeps_code": keeps_code, "profiler": profiler}
     single = Engine(program, stored, shapes, **how)
     ways = []
     for width, fewest in ((WIDE * target.lanes, (WIDE - 1) * target.lanes + 1), (target.lanes, FEWEST)):

@@ -27,6 +27,7 @@ from lighten.runtime.native.emit.team import CELL
 from lighten.runtime.native.jit import compile_ir, host_target
 from lighten.runtime.native.pace import Pace
 from lighten.runtime.native.packed import Array
+from lighten.runtime.native.profiler import Profiler
 from lighten.runtime.native.program import Program
 from lighten.runtime.native.schedule import WAKE, Target
 from lighten.runtime.native.stored import Stored
@@ -65,7 +66,8 @@ class Engine:
 
     shapes: of the outputs, without the batch. lingers: whether helpers spin for the next call before they sleep. blob:
     of constants, None = its own. are_samples: whether the places of inputs and outputs are samples, as the caller has
-    them: one sample's numbers after another's (batch.py). keeps_code: see compile_ir.
+    them: one sample's numbers after another's (batch.py). keeps_code: see compile_ir. profiler: is told what each call
+    spends on each operation.
     """
 
     def __init__(
@@ -80,14 +82,16 @@ class Engine:
         blob: Blob | None = None,
         are_samples: bool = False,
         keeps_code: bool = True,
+        profiler: Profiler | None = None,
     ) -> None:
         assert len(shapes) == len(program.outputs)
         kernels, blob, target = Kernels(ir.Module()), blob or Blob(), target or host_target()
-        network = Network(kernels, blob, program, stored, target=target, threads=threads, are_samples=are_samples)
+        self.profiler, of_samples = profiler, {"are_samples": are_samples, "is_profiled": profiler is not None}
+        network = Network(kernels, blob, program, stored, target=target, threads=threads, **of_samples)
         add_entry(kernels, network.stages, threads, lingers=lingers)
         self.layout, self.shapes, self.n_threads = network.layout, tuple(shapes), threads
         self.n_stages = len(network.stages)
-        self._written = network.written
+        self.program, self._written = program, network.written
         self.pace = Pace() if threads > 1 and network.work >= WAKE * target.barrier else None
         self.blob, self._bell = blob, aligned(LINE)
         self._code = compile_ir(str(kernels.module), keeps_code=keeps_code)
@@ -118,6 +122,9 @@ class Engine:
         if self.pace is not None and n == rest > 0:
             self.pace.took(is_shared, (time.perf_counter_ns() - started) / n)
         arena.epoch = end_of(arena.epoch, n_split, n, self.n_stages)
+        if self.profiler is not None:
+            stamps = arena.data[self.layout.size * 4 :].view(np.int64).reshape(-1, self.n_threads)
+            self.profiler.told(self.program, stamps, n - n_split + n_split / n_threads)
         self._idle.append(arena)
         return outputs
 
@@ -138,8 +145,9 @@ class Engine:
 
     def new_data(self) -> Array:
         """Room for the activations of one sample, margins filled and constants written: uint8."""
-        data = aligned(self.layout.size * 4)
-        floats = data.view(np.float32)
+        n_stamps = 0 if self.profiler is None else (len(self.program.ops) + 2) * self.n_threads
+        data = aligned(self.layout.size * 4 + 8 * n_stamps)
+        floats = data[: self.layout.size * 4].view(np.float32)
         for start, end, value in self.layout.fills:
             floats[start:end] = value
         for addresses, array in self._written:

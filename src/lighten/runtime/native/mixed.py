@@ -15,12 +15,13 @@ from lighten.runtime.artifact import Artifact
 from lighten.runtime.backends import Compiled
 from lighten.runtime.native import load_engine
 from lighten.runtime.native.parts import NATIVE, PARTS, Part, Parts, prefix
+from lighten.runtime.native.profiler import Profiler
 from lighten.runtime.onnxruntime import MODEL, load_session, session_options
 from lighten.runtime.spec import BATCH, Array, TensorSpec
 
 
-def load_mixed(artifact: Artifact, threads: int) -> "Mixed":
-    """Load every part. Each runtime uses all the threads while it is its turn.
+def load_mixed(artifact: Artifact, threads: int, profiler: Profiler | None = None) -> "Mixed":
+    """Load every part. Each runtime uses all the threads while it is its turn. profiler: see Engine.
 
     Raises:
         ArtifactError: the parts do not fit together, or a file is not the part that it should be.
@@ -30,7 +31,8 @@ def load_mixed(artifact: Artifact, threads: int) -> "Mixed":
     except OSError as error:
         raise ArtifactError(f"Cannot load the parts of '{artifact.path}': {error}.") from error
     found = Parts.from_json(text, artifact.inputs, artifact.outputs)
-    return Mixed(artifact.inputs, found, [_load_part(artifact, i, part, threads) for i, part in enumerate(found.parts)])
+    calls = [_load_part(artifact, i, part, threads, profiler) for i, part in enumerate(found.parts)]
+    return Mixed(artifact.inputs, found, calls)
 
 
 class Mixed:
@@ -85,10 +87,11 @@ def _promised(part: Part) -> list[tuple[int, np.dtype[Any], tuple[int | str, ...
     ]
 
 
-def _load_part(artifact: Artifact, at: int, part: Part, threads: int) -> Compiled:
+def _load_part(artifact: Artifact, at: int, part: Part, threads: int, profiler: Profiler | None) -> Compiled:
     """Threads of either runtime that have nothing to do leave the cores to the other's."""
     if part.runtime == NATIVE:
-        return load_engine(artifact.path, part.inputs, part.outputs, threads, prefix=prefix(at), lingers=False)
+        how: dict[str, Any] = {"prefix": prefix(at), "lingers": False, "profiler": profiler}
+        return load_engine(artifact.path, part.inputs, part.outputs, threads, **how)
     return _called(part, at, load_session(artifact.path / (prefix(at) + MODEL), session_options(threads, spins=False)))
 
 

@@ -51,7 +51,7 @@ class Conv:
 
     weight: the name of a packed weight with `block` outputs to a block, whose indices count (channel, ky, kx) over all
     input channels, so that groups are zeros like any others. A linear layer is a convolution with a 1 x 1 kernel.
-    bits: of a stored value, see packed.py.
+    bits: of a stored value, see packed.py. layer: of the model, by its name there; for people.
     """
 
     kind: ClassVar[str] = "conv"
@@ -65,6 +65,7 @@ class Conv:
     dilation: tuple[int, ...] = (1, 1)
     act: str = "none"
     bits: int = FLOAT_BITS
+    layer: str = ""
 
     @property
     def is_pointwise(self) -> bool:
@@ -382,6 +383,7 @@ def _op(entry: Mapping[str, Any]) -> Op:
     kind = KINDS[given.pop("kind")]
     hints = get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
+    given = dict.fromkeys(fields & {"layer"}, "") | given  # of lightens that did not write it
     if set(given) != fields:
         raise ValueError(f"{kind.kind} has the fields {sorted(fields)}, not {sorted(given)}")
     made: Op = kind(**{name: _value(given[name], hints[name]) for name in fields})

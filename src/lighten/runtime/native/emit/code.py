@@ -4,6 +4,7 @@ Kernels are functions of the module, made once for each key (tile shape, activat
 needs them, so that a deep network compiles as fast as its few kinds of layers.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,6 +138,18 @@ class Kernels:
 def vector(lanes: int, of: Value = F32) -> Value:
     """The type of that many lanes; the element's own where there is one."""
     return of if lanes == 1 else ir.VectorType(of, lanes)
+
+
+def declared(code: Code, name: str, returns: Value, *args: Value) -> Value:
+    """The function of that name and type, which is defined elsewhere."""
+    found = code.module.globals.get(name)
+    return found or ir.Function(code.module, ir.FunctionType(returns, args), name)
+
+
+def cycles(code: Code) -> Value:
+    """A count that grows steadily, the same for all cores: int64."""
+    name = "cycle" if "86" in platform.machine() else "steady"  # other CPUs count cycles for the kernel alone
+    return code.b.call(declared(code, f"llvm.read{name}counter", I64), [])
 
 
 def _align(kind: Value) -> int:

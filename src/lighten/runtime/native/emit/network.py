@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from lighten.runtime.native.depthwise import find_chains, find_depthwise
 from lighten.runtime.native.emit.blob import Blob
-from lighten.runtime.native.emit.code import F32, POINTER, Kernels, Value
+from lighten.runtime.native.emit.code import F32, I64, POINTER, Kernels, Value, cycles
 from lighten.runtime.native.emit.columns import norm, reduce_rows, softmax
 from lighten.runtime.native.emit.matmul import matmul
 from lighten.runtime.native.emit.matvec import matvec
@@ -46,7 +46,11 @@ Axes = Sequence[tuple[int, int, int]]  # size, stride of what is read and stride
 
 
 class Network(Stages):
-    """The stages that make a sample's outputs. are_samples: whether places are samples, in what the caller gives."""
+    """The stages that make a sample's outputs. are_samples: whether places are samples, in what the caller gives.
+
+    is_profiled: whether they keep, behind the activations, when each part began and was done with each operation, and
+    at last with the outputs: cycles, int64 [operations + 2, threads].
+    """
 
     def __init__(
         self,
@@ -58,8 +62,10 @@ class Network(Stages):
         target: Target,
         threads: int,
         are_samples: bool = False,
+        is_profiled: bool = False,
     ) -> None:
         super().__init__(kernels, blob, target, threads)
+        self.is_profiled = is_profiled
         self.program, self.stored, self.are_samples = program, stored, are_samples
         self.depthwise = find_depthwise(program, stored)
         self.chains = find_chains(program, stored, self.depthwise)
@@ -69,6 +75,7 @@ class Network(Stages):
 
     def _emit(self) -> None:
         n_inputs = len(self.program.inputs)
+        self._tick(0)
         for i in range(n_inputs):
             self._input(i)
         split_done = set()
@@ -86,9 +93,17 @@ class Network(Stages):
             elif i - 1 not in self.chains:
                 assert isinstance(op, Conv)
                 self._windows(op, inputs, out, self.depthwise[i])
+            self._tick(i + 1)
         for i in range(len(self.program.outputs)):
             self._output(i)
+        self._tick(len(self.program.ops) + 1)
         self.code.b.ret_void()
+
+    def _tick(self, i: int) -> None:
+        """Keep when this part was done with all up to here."""
+        if self.is_profiled:
+            slot = self.code.b.add(self.first, self._i(self.layout.size // 2 + i * self.n_threads))
+            self.code.store(cycles(self.code), self.code.at(self.data, slot, of=I64))
 
     @property
     def written(self) -> list[tuple[Array, Array]]:

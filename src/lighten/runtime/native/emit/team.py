@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from lighten.runtime.native.emit.code import I32, I64, POINTER, VOID, Code, Kernels, Value
+from lighten.runtime.native.emit.code import I32, I64, POINTER, VOID, Code, Kernels, Value, declared
 
 CELL = 8  # int64 to a cell: a cache line
 PART = [POINTER] * 3 + [I64] * 3  # f(data, constants, io, sample, first_part, last_part)
@@ -82,18 +82,13 @@ def spin(code: Code, is_over: Callable[[], Value], *, sleeps: bool) -> None:
     b.cbranch(is_over(), over, again)
     b.position_at_end(again)
     if "86" in platform.machine():
-        b.call(_declared(code, "llvm.x86.sse2.pause", VOID), [])
+        b.call(declared(code, "llvm.x86.sse2.pause", VOID), [])
     more = b.add(looks, code.const(1))
     looks.add_incoming(more, again)
     b.cbranch(b.icmp_signed("<", more, code.const(SPINS)), head, nap if sleeps else over)
     b.position_at_end(nap)
     if os.name == "posix":
-        b.call(_declared(code, "usleep", I32, I32), [ir.Constant(I32, NAP_US)])
+        b.call(declared(code, "usleep", I32, I32), [ir.Constant(I32, NAP_US)])
     looks.add_incoming(more, nap)
     b.branch(head)
     b.position_at_end(over)
-
-
-def _declared(code: Code, name: str, returns: Value, *args: Value) -> Value:
-    found = code.module.globals.get(name)
-    return found or ir.Function(code.module, ir.FunctionType(returns, args), name)

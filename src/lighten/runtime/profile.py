@@ -1,0 +1,93 @@
+"""Profile: what each layer of a network takes on the native engine, in a process that does nothing else.
+
+Only the native engine tells: see lighten.runtime.native.profiler. The artifacts are timed one after another in one
+process, each for a moment, since what is looked for are the differences between layers and between networks.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lighten.errors import ArtifactError, LightenError
+from lighten.runtime.measure import inputs_file
+from lighten.runtime.native.profiler import LayerTimes, Profiler
+from lighten.runtime.process import Process
+from lighten.runtime.spec import Array
+
+BLOCKS, BLOCK_SECONDS, MIN_CALLS = 4, 0.04, 3
+WARM_UP_SECONDS = 0.2
+
+
+def profile(
+    artifacts: Mapping[str, Path],
+    inputs: Sequence[Array] | Mapping[str, Array],
+    *,
+    threads: int,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, LayerTimes]:
+    """What the layers of each artifact take in a call on inputs, in order or by name.
+
+    The shortest of some short blocks, for what disturbs only adds.
+
+    Raises:
+        ArtifactError: one cannot be read, loaded or run, or is not for the native engine.
+    """
+    found = {}
+    with inputs_file(inputs) as file, Process("lighten.runtime.profile", "networks by layers", threads) as process:
+        for i, (name, path) in enumerate(artifacts.items()):
+            on_progress(i / len(artifacts))
+            answer = process.ask({"artifact": str(path), "inputs": str(file), "threads": threads})
+            found[name] = LayerTimes(**answer)
+    return found
+
+
+def main() -> None:
+    """Answer on stdin's lines until it closes. What libraries print to stdout goes to stderr."""
+    from lighten.runtime.worker import die_with_the_parent
+
+    die_with_the_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            answer: dict[str, Any] = asdict(_profiled(Path(job["artifact"]), Path(job["inputs"]), job["threads"]))
+        except LightenError as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _profiled(folder: Path, inputs: Path, threads: int) -> LayerTimes:
+    from lighten.runtime import native
+    from lighten.runtime.artifact import read_artifact
+    from lighten.runtime.worker import read_inputs, timed, warm_up
+
+    artifact = read_artifact(folder)
+    if artifact.runtime != "native":
+        raise ArtifactError(f"'{folder}' is for {artifact.runtime}. Only the native engine tells what a layer takes.")
+    profiler = Profiler()
+    engine = native.compile(artifact, threads, profiler)
+    arrays = read_inputs(artifact, inputs)
+
+    def call() -> None:
+        profiler.call(lambda: engine(arrays))
+
+    try:
+        warm_up(call, WARM_UP_SECONDS)
+        blocks = []
+        for _ in range(BLOCKS):
+            profiler.reset()
+            timed(call, min_seconds=BLOCK_SECONDS, min_calls=MIN_CALLS)
+            blocks.append(profiler.read())
+    except Exception as error:  # what a runtime raises in mixed networks
+        raise ArtifactError(str(error)) from error
+    return min(blocks, key=lambda block: block.whole)
+
+
+if __name__ == "__main__":
+    main()
