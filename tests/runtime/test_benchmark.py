@@ -13,6 +13,7 @@ from lighten.runtime import benchmark as library
 from lighten.runtime.artifact import read_artifact
 from lighten.runtime.energy import EnergyMeter, energy_meter
 from lighten.runtime.measure import LatencySample
+from lighten.runtime.native.profiler import LayerTimes
 from lighten.runtime.spec import TensorSpec
 from lighten.runtime.throughput import Throughput
 from tests.runtime.models import write_linear, write_two
@@ -128,6 +129,28 @@ def test_throughput_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mo
         "samples_per_s": 180.0,
         "efficiency": 0.9,
     }
+
+
+def test_layers_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fake(artifacts: dict[str, Path], inputs: list[np.ndarray], **settings: Any) -> dict[str, LayerTimes]:
+        asked.update(settings, shape=inputs[0].shape)
+        return {name: LayerTimes(0.05, {"": 0.001, "conv": 0.03, "fc": 0.009}) for name in artifacts}
+
+    monkeypatch.setattr(library, "profile", fake)
+    path = str(write_linear(tmp_path / "a", options={"threads": 3}).path)
+    result = CliRunner().invoke(app, ["benchmark", path, "--layers", "--batch", "4"])
+    assert asked == {"threads": 3, "shape": (4, 3)}
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in result.stderr.splitlines() if "│" in line}
+    assert [*rows] == ["conv", "fc", "(before the first layer)", "(around the engine)"]
+    assert [cell.strip() for cell in rows["conv"]] == ["30.00", "60.0%"]
+    assert [cell.strip() for cell in rows["(around the engine)"]] == ["10.00", "20.0%"]
+    result = CliRunner().invoke(app, ["benchmark", path, "--layers", "--format", "json"])
+    assert json.loads(result.stdout)[path] == {"whole": 0.05, "layers": {"": 0.001, "conv": 0.03, "fc": 0.009}}
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, ["benchmark", path, "--layers"])
+    assert "Only the native engine tells" in str(result.exception)
 
 
 def test_energy_is_counted_over_a_wrap(tmp_path: Path) -> None:

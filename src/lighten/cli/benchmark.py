@@ -14,6 +14,7 @@ from lighten.cli.console import Format, FormatOption, print_json, stderr
 
 if TYPE_CHECKING:
     from lighten.runtime.benchmark import Benchmark, Entry
+    from lighten.runtime.native.profiler import LayerTimes
     from lighten.runtime.throughput import Throughput
 
 BUSY = 0.5  # runnable tasks a core
@@ -35,6 +36,9 @@ def benchmark(
     throughput: Annotated[
         bool, typer.Option("--throughput", help="Samples a second of parallel processes of one thread, instead.")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="What each layer takes, instead; artifacts of the native engine tell.")
+    ] = False,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Time artifacts side by side: latency, speed-up with its interval, memory, cold start, energy."""
@@ -49,6 +53,15 @@ def benchmark(
             print_json({name: [asdict(point) for point in points] for name, points in rates.items()})
         else:
             stderr.print(draw_throughputs(rates, batch))
+        return
+    if layers:
+        with stderr.status(f"Timing the layers of {len(folders)} artifacts"):
+            times = library.layer_times(folders, threads=threads, batch=batch, sizes=sizes)
+        if output is Format.JSON:
+            print_json({name: asdict(each) for name, each in times.items()})
+        else:
+            for name, each in times.items():
+                stderr.print(draw_layers(name, each, batch))
         return
     with stderr.status(f"Timing {len(folders)} artifacts"):
         found = library.benchmark(
@@ -103,6 +116,18 @@ def draw_throughputs(rates: Mapping[str, Sequence[Throughput]], batch: int) -> T
     for name, points in rates.items():
         for point in points:
             table.add_row(name, str(point.workers), f"{point.samples_per_s:.0f}", f"{point.efficiency:.0%}")
+    return table
+
+
+def draw_layers(name: str, times: LayerTimes, batch: int) -> Table:
+    """A row a layer, in the order of the network, and what the call takes beside them."""
+    table = Table(title=f"{name}, batch {batch}: {times.whole:.4f} ms a call")
+    table.add_column("layer", overflow="fold")
+    for heading in ("µs", "of the call"):
+        table.add_column(heading, justify="right")
+    beside = {"(before the first layer)": times.layers.get("", 0.0), "(around the engine)": times.rest}
+    for layer, ms in ({k: v for k, v in times.layers.items() if k} | {k: v for k, v in beside.items() if v}).items():
+        table.add_row(layer, f"{1e3 * ms:.2f}", f"{ms / times.whole:.1%}")
     return table
 
 

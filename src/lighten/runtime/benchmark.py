@@ -12,6 +12,8 @@ from lighten.errors import ConfigError
 from lighten.runtime.artifact import Artifact, read_artifact
 from lighten.runtime.cpu import this_cpu, usable_cores
 from lighten.runtime.measure import LatencySample, Ratio, measure_latency, ratio_interval
+from lighten.runtime.native.profiler import LayerTimes
+from lighten.runtime.profile import profile
 from lighten.runtime.spec import BATCH, Array, TensorSpec
 from lighten.runtime.throughput import Throughput, measure_throughput
 
@@ -137,6 +139,23 @@ def throughputs(
     for folder in folders:
         inputs = [made_up(spec, {BATCH: batch, **(sizes or {})}) for spec in read_artifact(Path(folder)).inputs]
         found[str(folder)] = measure_throughput(Path(folder), inputs, n_samples=batch, seconds=seconds)
+    return found
+
+
+def layer_times(
+    folders: Sequence[Path], *, threads: int | None = None, batch: int = 1, sizes: Mapping[str, int] | None = None
+) -> dict[str, LayerTimes]:
+    """What each layer of artifacts of the native engine takes, on made-up inputs; see lighten.runtime.profile.
+
+    Raises:
+        ConfigError, ArtifactError: as in benchmark; and for other runtimes, which do not tell.
+    """
+    found: dict[str, LayerTimes] = {}
+    for folder in folders:
+        artifact = read_artifact(Path(folder))
+        inputs = [made_up(spec, {BATCH: batch, **(sizes or {})}) for spec in artifact.inputs]
+        n_threads = threads or artifact.options.get("threads") or usable_cores()
+        found |= profile({str(folder): Path(folder)}, inputs, threads=n_threads)
     return found
 
 

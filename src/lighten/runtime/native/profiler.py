@@ -25,6 +25,11 @@ class LayerTimes:
     whole: float
     layers: dict[str, float]
 
+    @property
+    def rest(self) -> float:
+        """What the engine does not do: the call itself, and parts of other runtimes."""
+        return max(0.0, self.whole - sum(self.layers.values()))
+
 
 class Profiler:
     """Engines tell it what they spend on what. Not thread-safe."""
