@@ -50,8 +50,8 @@ class Profiler:
         self._calls[-1].append((program, stamps.copy(), times))
         stamps[:] = 0
 
-    def read(self) -> LayerTimes:
-        """The medians over all calls, of which there have to be two; what a cycle takes is known from these too."""
+    def read(self) -> LayerTimes | None:
+        """The medians over all calls. None where fewer than two told, from which it is known what a cycle takes."""
         spent: dict[str, list[float]] = {}
         ends: list[tuple[float, int]] = []
         for of_call, (_, ended_ns) in zip(self._calls, self._ns, strict=True):
@@ -64,6 +64,8 @@ class Profiler:
                 _add(layers, program, stamps, times)
             for name, cycles in layers.items():
                 spent.setdefault(name, []).append(cycles)
+        if len(ends) < 2:
+            return None
         (first, first_ns), (last, last_ns) = ends[0], ends[-1]
         a_cycle_ms = (last_ns - first_ns) / (last - first) / 1e6
         whole = statistics.median(ended - began for began, ended in self._ns) / 1e6
