@@ -4,16 +4,12 @@ Only the native engine tells: see lighten.runtime.native.profiler. The artifacts
 process, each for a moment, since what is looked for are the differences between layers and between networks.
 """
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from lighten.errors import ArtifactError, LightenError
+from lighten.errors import ArtifactError
 from lighten.runtime.measure import inputs_file
 from lighten.runtime.native.profiler import LayerTimes, Profiler
 from lighten.runtime.process import Process
@@ -47,20 +43,10 @@ def profile(
 
 
 def main() -> None:
-    """Answer on stdin's lines until it closes. What libraries print to stdout goes to stderr."""
-    from lighten.runtime.worker import die_with_the_parent
+    """Answer on stdin's lines until it closes."""
+    from lighten.runtime.worker import answer_each
 
-    die_with_the_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            answer: dict[str, Any] = asdict(_profiled(Path(job["artifact"]), Path(job["inputs"]), job["threads"]))
-        except LightenError as error:
-            answer = {"error": str(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    answer_each(lambda job: asdict(_profiled(Path(job["artifact"]), Path(job["inputs"]), job["threads"])))
 
 
 def _profiled(folder: Path, inputs: Path, threads: int) -> LayerTimes:

@@ -4,13 +4,10 @@ Nothing here is precise to a per cent, as `measure_latency` is: one process, no 
 instead of seconds, and what it is for, comparing single layers of one runtime, differs by factors.
 """
 
-import json
-import os
 import statistics
-import sys
 from pathlib import Path
 
-from lighten.errors import ArtifactError, LightenError
+from lighten.errors import ArtifactError
 from lighten.runtime.process import Process
 
 BLOCKS = 3
@@ -36,20 +33,10 @@ class Series(Process):
 
 
 def main() -> None:
-    """Answer on stdin's lines until it closes. What libraries print to stdout goes to stderr."""
-    from lighten.runtime.worker import die_with_the_parent
+    """Answer on stdin's lines until it closes."""
+    from lighten.runtime.worker import answer_each
 
-    die_with_the_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            answer: dict[str, object] = {"ms": _timed(Path(job["artifact"]), job["batch"], job["threads"])}
-        except LightenError as error:
-            answer = {"error": str(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    answer_each(lambda job: {"ms": _timed(Path(job["artifact"]), job["batch"], job["threads"])})
 
 
 def _timed(folder: Path, batch: int, threads: int) -> float:

@@ -61,6 +61,22 @@ def serve(load: Load) -> None:
         _answer(answers, {"samples_ns": samples_ns, "n_calls": n_calls, "peak_bytes": peak_bytes()})
 
 
+def answer_each(of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer every line of stdin by what `of` makes of it until it closes; errors of ours are answers too.
+
+    What libraries print to stdout goes to stderr.
+    """
+    die_with_the_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer = of(json.loads(line))
+        except LightenError as error:
+            answer = {"error": str(error)}
+        _answer(answers, answer)
+
+
 def die_with_the_parent() -> None:
     """A parent that is killed cannot wake us to end us, if we are stopped just then."""
     if sys.platform == "linux":
