@@ -43,9 +43,7 @@ def serve(load: Load) -> None:
 
     load: from a job to the call that is to be timed, once called, and what loading took.
     """
-    die_with_the_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    answers = _begin()
     job = json.loads(sys.stdin.readline())
     try:
         call, report = load(job)
@@ -66,15 +64,21 @@ def answer_each(of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
     What libraries print to stdout goes to stderr.
     """
-    die_with_the_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    answers = _begin()
     for line in sys.stdin:
         try:
             answer = of(json.loads(line))
         except LightenError as error:
             answer = {"error": str(error)}
         _answer(answers, answer)
+
+
+def _begin() -> TextIO:
+    """Where answers go; stdout is stderr from now on, and this process ends with its parent."""
+    die_with_the_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
 
 
 def die_with_the_parent() -> None:

@@ -185,10 +185,7 @@ def time_terms(
         for each in exact(shape, shares[0], shares[1])
     ]
     times = workers.at_target(layer_times, runtime, threads, wanted, tell=tell)
-    terms = []
-    for shapes, (on, shares) in zip(network.shapes, axes, strict=True):
-        tables = [_at_every_option(shape, shares, times.ms) for shape in shapes]
-        terms.append(term_of(on, np.sum(tables, axis=0)))
+    terms = _terms_at_every_option(network, axes, times.ms)
     dense_ms = total_cost(terms, [0] * len(choices))
     if dense_ms > whole_ms:
         return [Term(term.choices, term.cost * whole_ms / dense_ms) for term in terms]
@@ -205,13 +202,7 @@ def device_terms(network: Network, family: str, device: DeviceProfile, dtype: st
     def predicted(layer: Layer) -> float:
         return 1e3 * predict_seconds(replace(layer, dtype=dtype), device)
 
-    terms = []
-    for shapes, (on, shares) in zip(network.shapes, axes_of(network, choices_of(network, family)), strict=True):
-        table = np.zeros([len(axis) for axis in shares])
-        for shape in shapes:
-            table += _at_every_option(shape, shares, predicted)
-        terms.append(term_of(on, table))
-    return terms
+    return _terms_at_every_option(network, axes_of(network, choices_of(network, family)), predicted)
 
 
 def weight_terms(network: Network, family: str, whole: float) -> list[Term]:
@@ -347,11 +338,18 @@ def axes_of(network: Network, choices: Sequence[Choice]) -> list[tuple[On, Share
     return found
 
 
-def _at_every_option(shape: Layer, shares: Shares, ms: Callable[[Layer], float]) -> NDArray[np.float64]:
-    """[inputs, outputs, 1] milliseconds, of a runtime that computes zeros like any numbers."""
-    inputs, outputs, _ = shares
-    found = [ms(timed) for timed in exact(shape, inputs, outputs)]
-    return np.array(found).reshape(len(inputs), len(outputs), 1)
+def _terms_at_every_option(
+    network: Network, axes: Sequence[tuple[On, Shares]], ms: Callable[[Layer], float]
+) -> list[Term]:
+    """What each layer takes by ms, wherever it stands, on a runtime that computes zeros like any numbers."""
+    terms = []
+    for shapes, (on, (inputs, outputs, densities)) in zip(network.shapes, axes, strict=True):
+        table = np.zeros([len(inputs), len(outputs), len(densities)])
+        for shape in shapes:
+            found = [ms(layer) for layer in exact(shape, inputs, outputs)]
+            table += np.array(found).reshape(len(inputs), len(outputs), 1)
+        terms.append(term_of(on, table))
+    return terms
 
 
 def term_of(on: On, table: NDArray[np.float64]) -> Term:
